@@ -1,0 +1,59 @@
+"""`session.*`: jobs that belong together, with shared defaults."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from protocol.limits import NAME_LENGTH_MAX, PRIORITY_MAX
+from protocol.messages import Int, SpanMs
+from protocol.schemas.base import Action, ActionData, ResultData
+from protocol.schemas.job import Id
+
+
+class SessionCreate(ActionData):
+    """`defaults` are `data` fields for the session's jobs, used where an action has the field and a job leaves it out.
+
+    A session with no live job that nobody touches for `idle_timeout_ms` expires.
+    """
+
+    name: Annotated[str, Field(max_length=NAME_LENGTH_MAX)] = ""
+    defaults: dict[str, Any] = {}
+    priority: Annotated[Int, Field(ge=0, le=PRIORITY_MAX)] | None = None
+    idle_timeout_ms: SpanMs = 24 * 3600 * 1000
+
+
+class SessionRef(ActionData):
+    session_id: Id
+
+
+class SessionList(ActionData):
+    limit: Annotated[Int, Field(ge=1, le=1000)] = 50
+
+
+class SessionInfo(ResultData):
+    session_id: str
+    name: str
+    status: str  # active, cancelled, expired
+    defaults: dict[str, Any]
+    priority: int | None = None
+    idle_timeout_ms: int
+    created_at: str
+    jobs: dict[str, int]  # by status
+    progress: float | None = None  # 0 to 1 over all its jobs; null without any
+
+
+class SessionListResult(ResultData):
+    sessions: list[SessionInfo]
+
+
+class SessionCancelResult(ResultData):
+    session_id: str
+    cancelled_jobs: int
+
+
+ACTIONS = [
+    Action("session.create", "orchestrator", SessionCreate, SessionInfo, "Open a session."),
+    Action("session.get", "orchestrator", SessionRef, SessionInfo, "One session with its counts and progress."),
+    Action("session.list", "orchestrator", SessionList, SessionListResult, "The tenant's sessions, newest first."),
+    Action("session.cancel", "orchestrator", SessionRef, SessionCancelResult, "Cancel all jobs and close it."),
+]

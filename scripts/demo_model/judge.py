@@ -1,0 +1,93 @@
+"""Say what is in a picture of one shape on a plain background, by geometry alone (nothing here is learned)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts.demo_model.shapes import COLOURS, KINDS, PALETTE, coverage
+
+UNKNOWN = "unknown"
+# Below this overlap with the best of the three outlines the mask is called none of them.
+MIN_OVERLAP = 0.6
+# A shape covers at least this part of the picture, else nothing was drawn.
+MIN_AREA = 0.02
+
+_PALETTE = np.array([PALETTE[name] for name in COLOURS], np.float32)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a picture shows; each field is a name from `shapes`, or `unknown`."""
+
+    shape_kind: str
+    shape_colour: str
+    background_colour: str
+
+
+def judge(image: Image.Image) -> Judgement:
+    """Judge a picture of any size (all lengths are relative to it).
+
+    The background is the palette colour nearest to the median of the picture's rim; the shape's colour is the
+    most frequent other palette colour; the kind is the outline that overlaps best with the pixels nearer to
+    the shape's colour than to the background's.
+    """
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    rim = max(1, min(pixels.shape[:2]) // 32)
+    inner = np.zeros(pixels.shape[:2], bool)
+    inner[rim:-rim, rim:-rim] = True
+    background = _nearest(np.median(pixels[~inner], axis=0)[None])[0]
+
+    names = _nearest(pixels.reshape(-1, 3))
+    counts = np.bincount(names, minlength=len(COLOURS))
+    counts[background] = 0
+    colour = int(counts.argmax())
+    if counts[colour] < MIN_AREA * names.size:
+        return Judgement(UNKNOWN, UNKNOWN, COLOURS[background])
+
+    flat = pixels.reshape(-1, 3)
+    ends = [np.median(flat[names == index], axis=0) if (names == index).any() else _PALETTE[index]
+            for index in (background, colour)]
+    along = (pixels - ends[0]) @ (ends[1] - ends[0]) / np.sum((ends[1] - ends[0]) ** 2)
+    return Judgement(_kind(along > 0.5), COLOURS[colour], COLOURS[background])
+
+
+def _nearest(colours: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Index of the palette colour nearest to each of (n, 3) RGB values."""
+    distances = np.linalg.norm(colours[:, None] - _PALETTE[None], axis=2)
+    return distances.argmin(axis=1)
+
+
+def _kind(mask: NDArray[np.bool_]) -> str:
+    """Kind of shape whose outline, stretched to the mask's bounding box, overlaps best with a (h, w) mask."""
+    rows, columns = _extent(mask.sum(axis=1)), _extent(mask.sum(axis=0))
+    box = Image.fromarray(mask[rows, columns]).resize((64, 64), Image.Resampling.NEAREST)
+    seen = np.asarray(box, bool)
+    overlaps = {kind: _overlap(seen, outline) for kind, outline in _OUTLINES.items()}
+    best = max(overlaps, key=lambda kind: overlaps[kind])
+    return best if overlaps[best] >= MIN_OVERLAP else UNKNOWN
+
+
+def _extent(lengths: NDArray[np.int_]) -> slice:
+    """Range of the lines in which the mask is wider than stray pixels would be."""
+    wide = np.flatnonzero(lengths >= max(1, lengths.max() // 12))
+    return slice(int(wide[0]), int(wide[-1]) + 1)
+
+
+def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Intersection over union of two masks."""
+    return float((a & b).sum() / (a | b).sum())
+
+
+def _outlines() -> dict[str, NDArray[np.bool_]]:
+    """Each kind as a 64x64 mask that fills its bounding box."""
+    found = {}
+    for kind in KINDS:
+        mask = coverage(kind, 128, 128, 100, size=256) > 0.5
+        box = Image.fromarray(mask[_extent(mask.sum(axis=1)), _extent(mask.sum(axis=0))])
+        found[kind] = np.asarray(box.resize((64, 64), Image.Resampling.NEAREST), bool)
+    return found
+
+
+_OUTLINES = _outlines()
