@@ -25,8 +25,16 @@ def pack(value: Any) -> bytes:
 def unpack(raw: Buffer, limits: WireLimits = DEFAULT_LIMITS) -> Any:
     """The one msgpack value in `raw`, refused if it breaks a rule of the header (see SPEC.md, Header)."""
     try:
-        value = msgpack.unpackb(raw, raw=False, strict_map_key=True, object_pairs_hook=_map, ext_hook=_no_extension)
-        _check(value, limits.nesting_max)
+        value = msgpack.unpackb(
+            raw,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_map,
+            ext_hook=_no_extension,
+            max_array_len=limits.entries_max,  # msgpack allocates what a length claims, before it sees the entries
+            max_map_len=limits.entries_max,
+        )
+        _check((value,), limits.nesting_max + 1)
     except MalformedMessage:
         raise
     except (ValueError, TypeError, RecursionError, OverflowError, msgpack.exceptions.UnpackException) as error:
@@ -67,7 +75,7 @@ def check_attachments(header: Header, sizes: Sequence[int], limits: WireLimits =
     for index, (entry, nbytes) in enumerate(zip(described, sizes, strict=True)):
         if type(entry) is not dict or type(entry.get("media_type")) is not str:
             raise MalformedMessage(f"attachments[{index}] must be {{media_type, nbytes}}.")
-        if entry.get("nbytes") != nbytes:
+        if type(entry.get("nbytes")) is bool or entry.get("nbytes") != nbytes:
             raise MalformedMessage(f"attachments[{index}] came with {nbytes} bytes, not what its entry says.")
 
 
@@ -82,7 +90,9 @@ def fingerprint(
 
     `digests` are the attachments' SHA-256, in order.
     """
-    parts = [[entry["media_type"], entry["nbytes"], digest] for entry, digest in zip(attachments, digests, strict=True)]
+    parts = [
+        [entry["media_type"], int(entry["nbytes"]), digest] for entry, digest in zip(attachments, digests, strict=True)
+    ]
     return hashlib.sha256(pack([action, session_id, _canonical(data), parts])).digest()
 
 
@@ -110,16 +120,19 @@ def _no_extension(code: int, data: bytes) -> None:
     raise MalformedMessage("msgpack extension types are not used.")
 
 
-def _check(value: Any, depth_left: int) -> None:
-    kind = type(value)
-    if kind is int:
-        if not -INT_MAX <= value <= INT_MAX:
-            raise MalformedMessage("Integers stay within 2^53 - 1; send a larger seed as a decimal string.")
-    elif kind is dict or kind is list:
-        if depth_left == 0:
-            raise MalformedMessage("The header is nested too deeply.")
-        for item in value.values() if kind is dict else value:
-            if type(item) is not str:
-                _check(item, depth_left - 1)
-    elif kind is msgpack.Timestamp:
-        raise MalformedMessage("msgpack timestamps are not used; times are RFC 3339 strings.")
+def _check(values: Iterable[Any], depth_left: int) -> None:
+    if depth_left == 0:
+        raise MalformedMessage("The header is nested too deeply.")
+    for value in values:
+        kind = type(value)
+        if kind is str:
+            continue
+        if kind is int:
+            if not -INT_MAX <= value <= INT_MAX:
+                raise MalformedMessage("Integers stay within 2^53 - 1; send a larger seed as a decimal string.")
+        elif kind is dict:
+            _check(value.values(), depth_left - 1)
+        elif kind is list:
+            _check(value, depth_left - 1)
+        elif kind is msgpack.Timestamp:
+            raise MalformedMessage("msgpack timestamps are not used; times are RFC 3339 strings.")

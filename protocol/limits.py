@@ -19,7 +19,8 @@ class WireLimits:
     """What one message may hold. Sizes in bytes."""
 
     header_bytes_max: int = 1 * MIB
-    nesting_max: int = 32
+    nesting_max: int = 32  # containers around a value; the header's own map is the first
+    entries_max: int = 16_384  # of one array or map in the header; longer lists travel as an attachment
     attachments_max: int = 64
     attachment_bytes_max: int = 256 * MIB  # all of one message together
     frame_bytes_max: int = 64 * MIB  # libzmq drops the connection above it

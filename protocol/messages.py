@@ -1,4 +1,4 @@
-"""The messages of both planes. One model a message; unknown fields are ignored, so peers may be newer.
+"""The messages of both planes. One model per message; unknown fields are ignored, so peers may be newer.
 
 A number field takes an int or an integral float, because some languages cannot tell them apart.
 """
@@ -10,20 +10,27 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from protocol import PROTOCOL_VERSION
 from protocol.enums import EventName, HeldState, Status
 from protocol.errors import InvalidRequest, MalformedMessage, UnsupportedProtocol
-from protocol.limits import NAME_LENGTH_MAX, PRIORITY_DEFAULT, PRIORITY_MAX, REQUEST_ID_PATTERN, SPAN_MS_MAX
+from protocol.limits import INT_MAX, NAME_LENGTH_MAX, PRIORITY_DEFAULT, PRIORITY_MAX, REQUEST_ID_PATTERN, SPAN_MS_MAX
 
 
 def _integral(value: Any) -> Any:
-    return int(value) if type(value) is float and value.is_integer() else value
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= INT_MAX else value
 
 
 Int = Annotated[int, BeforeValidator(_integral)]
-SpanMs = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=SPAN_MS_MAX)]
+Count = Annotated[int, Field(ge=0, le=INT_MAX), BeforeValidator(_integral)]
+SpanMs = Annotated[int, Field(ge=1, le=SPAN_MS_MAX), BeforeValidator(_integral)]
+Priority = Annotated[int, Field(ge=0, le=PRIORITY_MAX), BeforeValidator(_integral)]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH_MAX)]
+Fingerprint = Annotated[bytes, Field(min_length=32, max_length=32)]
 Data = dict[str, Any]
+FIELD_ERRORS_MAX, FIELD_TEXT_MAX = 16, 200  # of an error's details
+FIRST_FAULT = Field(fail_fast=True)  # a list of 16,384 wrong entries is one fault, not 16,384 error records
 
 
 class Message(BaseModel):
+    """Base of all. The comment at a field is its meaning in SPEC.md, which is generated from here."""
+
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     def to_wire(self) -> dict[str, Any]:
@@ -32,29 +39,35 @@ class Message(BaseModel):
 
 
 class Attachment(Message):
-    media_type: Name
-    nbytes: Int
+    """One attachment frame of a message."""
+
+    media_type: Name  # e.g. `image/png`
+    nbytes: Count  # of the frame
+
+
+Attachments = Annotated[list[Attachment], FIRST_FAULT]
 
 
 class Request(Message):
-    """A client's request; see SPEC.md for each field."""
+    """What a client sends."""
 
-    protocol: Int = PROTOCOL_VERSION
-    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
-    action: Name
-    data: Data = {}
-    session_id: Name | None = None
-    priority: Annotated[int, BeforeValidator(_integral), Field(ge=0, le=PRIORITY_MAX)] | None = None
-    wait: bool = True
-    events: list[Literal["state", "progress", "preview", "item", "log"]] = []
-    queue_timeout_ms: SpanMs | None = None
-    run_timeout_ms: SpanMs | None = None
-    deadline_ms: SpanMs | None = None
-    device_id: Name | None = None
-    worker_id: Name | None = None
-    api_key: Name | None = None
-    traceparent: Name | None = None
-    attachments: list[Attachment] = []
+    protocol: Int = PROTOCOL_VERSION  # 1; required
+    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]  # made by the client; the idempotency key
+    action: Name  # `domain.operation`, see Actions
+    data: Data = {}  # the action's own fields, see Actions
+    session_id: Name | None = None  # a session this job belongs to; null: none
+    priority: Priority | None = None  # 9 most urgent; null: the session's, else 4
+    wait: bool = True  # true: the result answers this request; false: a durable job, answered `accepted`
+    events: Annotated[list[Literal["state", "progress", "preview", "item", "log"]], Field(max_length=5)] = []
+    # which events to stream; ignored on REQ
+    queue_timeout_ms: SpanMs | None = None  # from receipt to the start of the first attempt; null: no limit
+    run_timeout_ms: SpanMs | None = None  # for one attempt; null: no limit
+    deadline_ms: SpanMs | None = None  # from receipt to the end; null: no limit
+    device_id: Name | None = None  # run on this device only, e.g. `cuda:0`
+    worker_id: Name | None = None  # run on this worker only
+    api_key: Name | None = None  # names the tenant; null: the tenant `default`
+    traceparent: Name | None = None  # W3C trace context, handed on to the worker
+    attachments: Attachments = []  # one entry per attachment frame, in order
 
     @property
     def effective_priority(self) -> int:
@@ -62,9 +75,11 @@ class Request(Message):
 
 
 class Timing(Message):
-    queued_ms: Int = 0
-    running_ms: Int = 0
-    total_ms: Int = 0
+    """Where a job's time went."""
+
+    queued_ms: Count = 0  # waiting, over all attempts
+    running_ms: Count = 0  # in the last attempt
+    total_ms: Count = 0  # from receipt to the end
 
 
 class Response(Message):
@@ -72,98 +87,111 @@ class Response(Message):
 
     protocol: Int = PROTOCOL_VERSION
     kind: Literal["response"] = "response"
-    request_id: str | None = None
-    job_id: str | None = None
+    request_id: str | None = None  # of the request answered; null where it could not be read
+    job_id: str | None = None  # null: there is no job
     session_id: str | None = None
-    success: bool
-    status: Status | None = Field(default=None, strict=False)
-    data: Data = {}
-    error: Data | None = None
-    timing: Timing | None = None
-    worker_id: str | None = None
-    device_id: str | None = None
-    attempt: Int | None = None
-    attachments: list[Attachment] = []
+    success: bool  # false: `error` is set
+    status: Status | None = Field(default=None, strict=False)  # of the job; null: there is no job
+    data: Data = {}  # the action's result, see Actions; empty where `success` is false
+    error: Data | None = None  # see Errors
+    timing: Timing | None = None  # null: there is no job, or it has not ended
+    worker_id: str | None = None  # who ran the last attempt
+    device_id: str | None = None  # where
+    attempt: Count | None = None  # number of the last attempt, from 1
+    attachments: Attachments = []
 
 
 class Event(Message):
+    """What happens to a job while it is under way."""
+
     protocol: Int = PROTOCOL_VERSION
     kind: Literal["event"] = "event"
-    request_id: str
+    request_id: str  # of the request that asked for events
     job_id: str
-    seq: Int
-    event: EventName = Field(strict=False)
-    data: Data = {}
-    attachments: list[Attachment] = []
+    seq: Count  # rises strictly within a job; gaps are normal
+    event: EventName = Field(strict=False)  # see Events
+    data: Data = {}  # by `event`, see Events
+    attachments: Attachments = []
 
 
 class HeldJob(Message):
     """A job a worker holds: assigned, running, or done with its result not yet acknowledged."""
 
     job_id: Name
-    attempt: Int
-    state: HeldState = Field(strict=False)
-    tenant: Name
+    attempt: Count
+    state: HeldState = Field(strict=False)  # see Held jobs
+    tenant: Name  # this and the rest as in `assign`: enough to adopt the job after a restart
     request_id: Name
-    fingerprint: bytes
+    fingerprint: Fingerprint
     action: Name
 
 
-class DeviceFacts(Message):
-    """What a worker's device is. Memory in bytes; `kind` groups devices of equal speed."""
+Held = Annotated[list[HeldJob], FIRST_FAULT]
 
-    device_id: Name  # as the worker's machine names it, e.g. "cuda:0"
-    kind: Name  # e.g. "cpu", "NVIDIA H200"
-    memory_total: Int
-    memory_free: Int
+
+class DeviceFacts(Message):
+    """What a worker's device is. Memory in bytes."""
+
+    device_id: Name  # as the worker's machine names it, e.g. `cuda:0`
+    kind: Name  # groups devices of equal speed, e.g. `cpu`, `NVIDIA H200`
+    memory_total: Count
+    memory_free: Count
 
 
 class Capabilities(Message):
-    """What a worker can run. A model list that is null means: any name; the worker will judge."""
+    """What a worker can run."""
 
-    actions: list[Name]
-    models: list[Data] | None = None  # {model_id, family, actions, content_hash}
-    schedulers: list[Name] = []
+    actions: Annotated[list[Name], FIRST_FAULT]
+    models: Annotated[list[Data], FIRST_FAULT] | None = None  # {model_id, family, actions, content_hash}; null: any
+    schedulers: Annotated[list[Name], FIRST_FAULT] = []
 
 
 class Hello(Message):
+    """First message of a worker on a connection."""
+
     kind: Literal["hello"] = "hello"
     protocol: Int = PROTOCOL_VERSION
-    worker_id: Name
-    instance_id: Name
+    worker_id: Name  # the operator's name for it
+    instance_id: Name  # new for each process
     device: DeviceFacts
     capabilities: Capabilities
-    slots: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=4096)] = 1
-    resident_models: list[Name] = []
-    held: list[HeldJob] = []
-    draining: bool = False
+    slots: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_integral)] = 1  # jobs it takes at a time
+    resident_models: Annotated[list[Name], FIRST_FAULT] = []  # loaded now
+    held: Held = []  # jobs from before a lost connection
+    draining: bool = False  # true: assign nothing
 
 
 class Welcome(Message):
+    """The worker is in."""
+
     kind: Literal["welcome"] = "welcome"
     protocol: Int = PROTOCOL_VERSION
     worker_id: Name
-    orchestrator_epoch: Name
-    heartbeat_ms: Int
-    lease_ms: Int
+    orchestrator_epoch: Name  # new at each start of the orchestrator
+    heartbeat_ms: Count  # send a heartbeat this often
+    lease_ms: Count  # silent for so long, the worker counts as lost
 
 
 class Refused(Message):
     """The answer to a hello that cannot be taken (version, a second instance of a living name)."""
 
     kind: Literal["refused"] = "refused"
-    error: Data
+    error: Data  # see Errors
 
 
 class Heartbeat(Message):
+    """The worker lives, and this is what it holds."""
+
     kind: Literal["heartbeat"] = "heartbeat"
-    held: list[HeldJob] = []
-    memory_free: Int
-    resident_models: list[Name] = []
-    quantum_age_ms: Int
+    held: Held = []  # all jobs it holds
+    memory_free: Count  # bytes
+    resident_models: Annotated[list[Name], FIRST_FAULT] = []
+    quantum_age_ms: Count  # since the device thread last came up for air
 
 
 class HeartbeatAck(Message):
+    """The orchestrator lives."""
+
     kind: Literal["heartbeat_ack"] = "heartbeat_ack"
     orchestrator_epoch: Name
 
@@ -176,45 +204,49 @@ class Rehello(Message):
 
 
 class Assign(Message):
+    """Run this attempt."""
+
     kind: Literal["assign"] = "assign"
     job_id: Name
-    attempt: Int
+    attempt: Count  # from 1
     action: Name
-    data: Data
+    data: Data  # as the client sent it, with the session's defaults
     tenant: Name
     request_id: Name
-    fingerprint: bytes
-    exclusive: bool = False
+    fingerprint: Fingerprint  # see Idempotency
+    exclusive: bool = False  # alone on the worker
     traceparent: str | None = None
-    attachments: list[Attachment] = []
+    attachments: Attachments = []  # the client's frames, untouched
 
 
 class WorkerEvent(Message):
+    """An event of a running attempt; the orchestrator numbers it and hands it on."""
+
     kind: Literal["event"] = "event"
     job_id: Name
-    attempt: Int
+    attempt: Count
     event: EventName = Field(strict=False)
     data: Data = {}
-    attachments: list[Attachment] = []
+    attachments: Attachments = []
 
 
 class WorkerResult(Message):
-    """How an attempt ended. `load_ms` and `running_ms` feed the estimates of completion."""
+    """How an attempt ended."""
 
     kind: Literal["result"] = "result"
     job_id: Name
-    attempt: Int
+    attempt: Count
     success: bool
-    data: Data = {}
-    error: Data | None = None
-    load_ms: Int = 0
-    running_ms: Int = 0
-    attachments: list[Attachment] = []
+    data: Data = {}  # the action's result
+    error: Data | None = None  # see Errors; set where `success` is false
+    load_ms: Count = 0  # spent loading the model; feeds the estimates
+    running_ms: Count = 0  # spent on the job, loading included
+    attachments: Attachments = []
 
 
 class _AboutJob(Message):
     job_id: Name
-    attempt: Int
+    attempt: Count
 
 
 class ResultAck(_AboutJob):
@@ -280,9 +312,16 @@ def parse_message(header: dict[str, Any], known: dict[str, type[Message]]) -> Me
 
 def field_errors(error: ValidationError) -> dict[str, Any]:
     """`details` of an error: at most 16 fields, each with what is wrong; never the value itself."""
-    return {
-        "fields": [
-            {"field": ".".join(str(part) for part in item["loc"]) or "data", "problem": item["msg"]}
-            for item in error.errors(include_url=False, include_input=False, include_context=False)[:16]
-        ]
-    }
+    items = error.errors(include_url=False, include_input=False, include_context=False)[:FIELD_ERRORS_MAX]
+    return {"fields": [{"field": _field_path(item), "problem": item["msg"][:FIELD_TEXT_MAX]} for item in items]}
+
+
+def _field_path(item: Any) -> str:
+    """`images.0.width`. Pydantic puts a type's label behind a field with alternatives; it is no part of the path."""
+    unknown = item["type"] == "extra_forbidden"  # then the last part is the sender's own word
+    parts = [part for part in item["loc"] if isinstance(part, int) or unknown or not _is_type_label(part)]
+    return ".".join(str(part) for part in parts)[:FIELD_TEXT_MAX] or "data"
+
+
+def _is_type_label(part: str) -> bool:
+    return part in ("int", "str", "float", "bool") or not part.isidentifier()

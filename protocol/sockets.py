@@ -6,9 +6,9 @@ Facts behind the options: a ROUTER drops silently unless ROUTER_MANDATORY is set
 
 import ipaddress
 import os
+import re
 import stat
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import zmq
 
@@ -18,6 +18,7 @@ IPC_PATH_BYTES_MAX = 100  # sun_path holds 108, less the terminating zero and wh
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1000
 ZMTP_HEARTBEAT_MS, ZMTP_TIMEOUT_MS = 2000, 6000
 HIGH_WATER_MARK = 10_000  # messages; bytes are bounded by the owner of the socket
+_TCP_ENDPOINT = re.compile(r"tcp://(\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9_.*-]+)):(?P<port>[0-9]{1,5}|\*)")
 
 
 class EndpointRefused(ValueError):
@@ -47,17 +48,15 @@ def make_socket(
 
 
 def check_bind_endpoint(endpoint: str) -> None:
-    """Raise EndpointRefused unless `endpoint` is ipc or a loopback TCP address."""
+    """Raise EndpointRefused unless `endpoint` is an ipc path in the file system or a loopback TCP address."""
     scheme, _, rest = endpoint.partition("://")
     if scheme == "ipc":
-        if len(os.fsencode(rest)) >= IPC_PATH_BYTES_MAX:
-            raise EndpointRefused(
-                f"The path of {endpoint!r} has {IPC_PATH_BYTES_MAX} bytes or more; use a shorter one."
-            )
+        _check_ipc_path(endpoint, rest)
         return
-    if scheme != "tcp":
-        raise EndpointRefused(f"{endpoint!r} is neither tcp:// nor ipc://.")
-    host = urlsplit(endpoint).hostname or "*"
+    match = _TCP_ENDPOINT.fullmatch(endpoint)
+    if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
+        raise EndpointRefused(f"{endpoint!r} is neither tcp://HOST:PORT nor ipc://PATH.")
+    host = match["v6"] or match["host"]
     if host != "localhost" and not _is_loopback(host):
         raise EndpointRefused(
             f"{endpoint!r} can be reached from other machines, and that needs CURVE keys, which this version "
@@ -65,13 +64,23 @@ def check_bind_endpoint(endpoint: str) -> None:
         )
 
 
+def _check_ipc_path(endpoint: str, path: str) -> None:
+    if path.startswith("@") or path in ("", "*"):  # Linux's abstract names have no folder that could protect them
+        raise EndpointRefused(f"{endpoint!r} must name a file in a folder of yours.")
+    if len(os.fsencode(path)) >= IPC_PATH_BYTES_MAX:
+        raise EndpointRefused(f"The path of {endpoint!r} has {IPC_PATH_BYTES_MAX} bytes or more; use a shorter one.")
+
+
 def prepare_ipc_folder(endpoint: str) -> None:
     """Make the folder of an ipc endpoint, readable by its owner alone; refuse one that others may enter."""
     if not endpoint.startswith("ipc://"):
         return
     folder = Path(endpoint.removeprefix("ipc://")).parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise EndpointRefused(f"The folder of {endpoint!r} cannot be made: {error.strerror}.") from error
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise EndpointRefused(f"The folder of {endpoint!r} must belong to you with mode 0700 (chmod 700 it).")
 
