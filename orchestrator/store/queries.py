@@ -1,0 +1,114 @@
+"""Questions to the store. Each function makes a query to hand to `Store.read`; all are bound to one tenant."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, case, func, select, tuple_
+
+from orchestrator.store.rows import (
+    ArtifactRow,
+    EventRow,
+    JobRecord,
+    JobRow,
+    JobSummary,
+    Recovered,
+    SessionRow,
+)
+from orchestrator.store.schema import ACTIVE, artifacts, job_events, jobs, sessions
+from protocol.enums import Status
+
+_job_columns = [jobs.c[name] for name in JobRow._fields]
+_session_columns = [sessions.c[name] for name in SessionRow._fields]
+_artifact_columns = [artifacts.c[name] for name in ArtifactRow._fields]
+_event_columns = [job_events.c[name] for name in EventRow._fields]
+_error = case((jobs.c.status == Status.FAILED.value, jobs.c.result), else_=None).label("result")
+_summary_columns = [jobs.c[name] for name in JobSummary._fields if name != "result"] + [_error]
+
+
+def job_by_id(tenant: str, job_id: str) -> Callable[[Connection], JobRecord | None]:
+    return _one_job(jobs.c.tenant == tenant, jobs.c.job_id == job_id)
+
+
+def job_by_request(tenant: str, request_id: str) -> Callable[[Connection], JobRecord | None]:
+    """The durable job of a request."""
+    return _one_job(jobs.c.tenant == tenant, jobs.c.request_id == request_id, jobs.c.durable)
+
+
+def list_jobs(
+    tenant: str,
+    status: str | None = None,
+    session_id: str | None = None,
+    limit: int = 50,
+    before: str | None = None,
+) -> Callable[[Connection], list[JobSummary]]:
+    """The newest jobs first (their ids rise with time), from below the job_id `before`."""
+    query = select(*_summary_columns).where(jobs.c.tenant == tenant).order_by(jobs.c.job_id.desc()).limit(limit)
+    if status is not None:
+        query = query.where(jobs.c.status == status)
+    if session_id is not None:
+        query = query.where(jobs.c.session_id == session_id)
+    if before is not None:
+        query = query.where(jobs.c.job_id < before)
+    return lambda connection: [JobSummary(*row) for row in connection.execute(query)]
+
+
+def events_of(tenant: str, job_id: str, after_seq: int = 0) -> Callable[[Connection], list[EventRow]]:
+    """The job's stored events with a greater seq, in order."""
+    query = (
+        select(*_event_columns)
+        .where(job_events.c.tenant == tenant, job_events.c.job_id == job_id, job_events.c.seq > after_seq)
+        .order_by(job_events.c.seq)
+    )
+    return lambda connection: [EventRow(*row) for row in connection.execute(query)]
+
+
+def artifact_by_id(tenant: str, artifact_id: str) -> Callable[[Connection], ArtifactRow | None]:
+    query = select(*_artifact_columns).where(artifacts.c.tenant == tenant, artifacts.c.artifact_id == artifact_id)
+    return lambda connection: _first(ArtifactRow, connection.execute(query).first())
+
+
+def session_by_id(tenant: str, session_id: str) -> Callable[[Connection], SessionRow | None]:
+    query = select(*_session_columns).where(sessions.c.tenant == tenant, sessions.c.session_id == session_id)
+    return lambda connection: _first(SessionRow, connection.execute(query).first())
+
+
+def list_sessions(tenant: str, limit: int = 50) -> Callable[[Connection], list[SessionRow]]:
+    """The newest sessions first, whatever their status."""
+    query = select(*_session_columns).where(sessions.c.tenant == tenant)
+    query = query.order_by(sessions.c.session_id.desc()).limit(limit)
+    return lambda connection: [SessionRow(*row) for row in connection.execute(query)]
+
+
+def session_counts(tenant: str, session_id: str) -> Callable[[Connection], dict[str, int]]:
+    """How many stored jobs the session has, by status."""
+    query = select(jobs.c.status, func.count()).where(jobs.c.tenant == tenant, jobs.c.session_id == session_id)
+    return lambda connection: dict(iter(connection.execute(query.group_by(jobs.c.status))))
+
+
+def recovered(connection: Connection) -> Recovered:
+    """All tenants' live durable jobs and active sessions."""
+    live = jobs.c.finished_ms.is_(None) & jobs.c.durable
+    rows = connection.execute(select(*_job_columns).where(live).order_by(jobs.c.created_ms, jobs.c.job_id))
+    of_live = tuple_(job_events.c.tenant, job_events.c.job_id).in_(select(jobs.c.tenant, jobs.c.job_id).where(live))
+    last = select(job_events.c.job_id, func.max(job_events.c.seq)).where(of_live).group_by(job_events.c.job_id)
+    active = select(*_session_columns).where(sessions.c.status == ACTIVE)
+    active = active.order_by(sessions.c.created_ms, sessions.c.session_id)
+    return Recovered(
+        jobs=[JobRow(*row) for row in rows],
+        sessions=[SessionRow(*row) for row in connection.execute(active)],
+        max_seq=dict(iter(connection.execute(last))),
+    )
+
+
+def _one_job(*conditions: Any) -> Callable[[Connection], JobRecord | None]:
+    query = select(*_job_columns, jobs.c.result, jobs.c.result_attachments).where(*conditions)
+
+    def run(connection: Connection) -> JobRecord | None:
+        row = connection.execute(query).first()
+        return None if row is None else JobRecord(JobRow(*row[:-2]), row[-2], row[-1])
+
+    return run
+
+
+def _first(row_type: Any, row: Any) -> Any:
+    return None if row is None else row_type(*row)

@@ -1,0 +1,156 @@
+"""The rows that go into the store, and the records that come out. All times are epoch milliseconds."""
+
+from typing import NamedTuple
+
+
+class JobRow(NamedTuple):
+    """A new job. Among durable rows (tenant, request_id) is unique.
+
+    `data` is the msgpack of the request's data map, `attachments` that of a list of {media_type, nbytes, artifact_id}.
+    A job that is written only when it has ended carries a terminal `status` and `finished_ms`.
+    """
+
+    job_id: str
+    tenant: str
+    request_id: str
+    fingerprint: bytes
+    action: str
+    session_id: str | None
+    priority: int
+    durable: bool
+    status: str
+    attempt: int
+    losses: int
+    created_ms: int
+    queue_timeout_ms: int | None
+    run_timeout_ms: int | None
+    deadline_ms: int | None
+    worker_pin: str | None
+    device_pin: str | None
+    worker_id: str | None
+    traceparent: str | None
+    data: bytes
+    attachments: bytes
+    finished_ms: int | None = None
+
+
+class JobUpdate(NamedTuple):
+    """A live job's new state; without effect on a job that has ended."""
+
+    job_id: str
+    tenant: str
+    status: str
+    attempt: int
+    losses: int
+    worker_id: str | None
+
+
+class Outcome(NamedTuple):
+    """How a job ended; without effect on a job that has ended before.
+
+    `result` is the msgpack of {data, error, timing, worker_id, device_id, attempt}; `attachments` as in JobRow.
+    """
+
+    job_id: str
+    tenant: str
+    status: str
+    attempt: int
+    finished_ms: int
+    worker_id: str | None
+    result: bytes
+    attachments: bytes
+
+
+class EventRow(NamedTuple):
+    """One line of a job's history (`event` is "state" or "item"); `data` is msgpack."""
+
+    tenant: str
+    job_id: str
+    seq: int
+    at_ms: int
+    event: str
+    data: bytes
+
+
+class SessionRow(NamedTuple):
+    """A session as it now is: inserted, or written over the one with its id. `defaults` is msgpack."""
+
+    session_id: str
+    tenant: str
+    name: str
+    status: str
+    defaults: bytes
+    priority: int | None
+    idle_timeout_ms: int
+    created_ms: int
+    touched_ms: int
+
+
+class ArtifactRow(NamedTuple):
+    """A stored file; `job_id` is the job it belongs to, None for an upload."""
+
+    artifact_id: str
+    tenant: str
+    media_type: str
+    nbytes: int
+    sha256: bytes
+    created_ms: int
+    job_id: str | None
+
+
+class Expire(NamedTuple):
+    """Delete what ended before `before_ms`: jobs, their events and artifacts, uploads, closed sessions.
+
+    One row deletes a bounded number; its completion's value is an `Expired`.
+    """
+
+    before_ms: int
+
+
+Row = JobRow | JobUpdate | Outcome | EventRow | SessionRow | ArtifactRow | Expire
+
+
+class Duplicate(NamedTuple):
+    """The value of a completion whose JobRow was skipped: its (tenant, request_id) belongs to this job."""
+
+    existing_job_id: str
+
+
+class Expired(NamedTuple):
+    """The value of an Expire's completion: the files to delete now, and whether another Expire would find more."""
+
+    artifact_ids: list[str]
+    more: bool
+
+
+class JobRecord(NamedTuple):
+    """A stored job: the fields of its JobRow, and of its Outcome where it has one."""
+
+    row: JobRow
+    result: bytes | None
+    result_attachments: bytes | None
+
+
+class JobSummary(NamedTuple):
+    """A line of a list of jobs. `result` is there for failed jobs only: it holds the error."""
+
+    job_id: str
+    request_id: str
+    action: str
+    session_id: str | None
+    priority: int
+    durable: bool
+    status: str
+    attempt: int
+    worker_id: str | None
+    created_ms: int
+    finished_ms: int | None
+    result: bytes | None
+
+
+class Recovered(NamedTuple):
+    """What a restarted orchestrator goes on with."""
+
+    jobs: list[JobRow]  # durable and not ended, oldest first
+    sessions: list[SessionRow]  # active ones, oldest first
+    max_seq: dict[str, int]  # job_id -> the highest seq on disk, for the jobs above that have events

@@ -1,0 +1,97 @@
+"""The tables as they are now. How they came to be stands in `migrations/`; a test holds the two together.
+
+Nothing here is SQLite's own but two hints: `sqlite_with_rowid=False` keeps a table in the order of its key.
+"""
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, String, Table
+
+ACTIVE = "active"  # the status of a session that takes jobs
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("job_id", String, primary_key=True),
+    Column("request_id", String, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("action", String, nullable=False),
+    Column("session_id", String),
+    Column("priority", Integer, nullable=False),
+    Column("durable", Boolean, nullable=False),
+    Column("status", String, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("queue_timeout_ms", BigInteger),
+    Column("run_timeout_ms", BigInteger),
+    Column("deadline_ms", BigInteger),
+    Column("worker_pin", String),
+    Column("device_pin", String),
+    Column("worker_id", String),
+    Column("traceparent", String),
+    Column("data", LargeBinary, nullable=False),
+    Column("attachments", LargeBinary, nullable=False),
+    Column("finished_ms", BigInteger),
+    Column("result", LargeBinary),
+    Column("result_attachments", LargeBinary),
+)
+# The idempotency key. Jobs that were not durable leave only a summary, which must not stand in a later one's way.
+Index(
+    "jobs_request",
+    jobs.c.tenant,
+    jobs.c.request_id,
+    unique=True,
+    sqlite_where=jobs.c.durable,
+    postgresql_where=jobs.c.durable,
+)
+Index(
+    "jobs_session",
+    jobs.c.tenant,
+    jobs.c.session_id,
+    jobs.c.job_id,
+    sqlite_where=jobs.c.session_id.is_not(None),
+    postgresql_where=jobs.c.session_id.is_not(None),
+)
+Index("jobs_finished", jobs.c.finished_ms)  # null: live
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("job_id", String, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("event", String, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("session_id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("defaults", LargeBinary, nullable=False),
+    Column("priority", Integer),
+    Column("idle_timeout_ms", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("touched_ms", BigInteger, nullable=False),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("artifact_id", String, primary_key=True),
+    Column("media_type", String, nullable=False),
+    Column("nbytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("job_id", String),
+    sqlite_with_rowid=False,
+)
+Index("artifacts_created", artifacts.c.created_ms)
