@@ -90,10 +90,20 @@ def fingerprint(
 
     `digests` are the attachments' SHA-256, in order.
     """
-    parts = [
-        [entry["media_type"], int(entry["nbytes"]), digest] for entry, digest in zip(attachments, digests, strict=True)
-    ]
-    return hashlib.sha256(pack([action, session_id, _canonical(data), parts])).digest()
+    return hashlib.sha256(canonical_request(action, session_id, data, attachments, digests)).digest()
+
+
+def canonical_request(
+    action: str,
+    session_id: str | None,
+    data: dict[str, Any],
+    attachments: Sequence[dict[str, Any]],
+    digests: Sequence[bytes],
+) -> bytes:
+    """The bytes that `fingerprint` hashes: equal for requests that ask for the same work."""
+    described = zip(attachments, digests, strict=True)
+    parts = [[entry["media_type"], int(entry["nbytes"]), digest] for entry, digest in described]
+    return pack([action, session_id, _canonical(data), parts])
 
 
 def _canonical(value: Any) -> Any:
