@@ -124,6 +124,7 @@ class HeldJob(Message):
     request_id: Name
     fingerprint: Fingerprint
     action: Name
+    durable: bool = False
 
 
 Held = Annotated[list[HeldJob], FIRST_FAULT]
@@ -214,6 +215,7 @@ class Assign(Message):
     tenant: Name
     request_id: Name
     fingerprint: Fingerprint  # see Idempotency
+    durable: bool = False  # `wait: false`; the worker repeats it in its held list
     exclusive: bool = False  # alone on the worker
     traceparent: str | None = None
     attachments: Attachments = []  # the client's frames, untouched

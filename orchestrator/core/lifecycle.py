@@ -1,0 +1,449 @@
+"""What happens to a job between its acceptance and its one visible end."""
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core import commands as c
+from orchestrator.core import events as e
+from orchestrator.core.model import (
+    EVENTS_KEPT,
+    Asker,
+    AskerKind,
+    EventRecord,
+    Fault,
+    Job,
+    Outcome,
+)
+from orchestrator.core.states import CLOSING, TERMINAL, JobState, Trigger, next_state
+from protocol.enums import ErrorCode, EventName, Status
+
+if TYPE_CHECKING:
+    from orchestrator.core.core import Core
+
+DRAIN_RETRY_AFTER_MS = 5_000
+
+
+def fault_map(fault: Fault) -> dict[str, Any]:
+    """A fault in the wire's form."""
+    return {
+        "code": fault.code.value,
+        "message": fault.message or fault.code.meaning,
+        "details": fault.details or {},
+        "retryable": fault.code.retryable,
+        "retry_after_ms": fault.retry_after_ms,
+    }
+
+
+class Lifecycle:
+    def __init__(self, core: "Core") -> None:
+        self._core = core
+        self._kept: deque[Job] = deque()  # ended jobs whose results are still in memory, oldest first
+        self._kept_nbytes = 0
+
+    # --- acceptance -------------------------------------------------------------------------------------------
+
+    def submit(self, event: e.Submit) -> None:
+        job = self._core.jobs_by_request.get((event.tenant, event.request_id))
+        if job is not None:
+            self._attach_again(job, event)
+            return
+        fault = self._refusal(event)
+        if fault is not None:
+            self._core.commands.append(c.Reject(event.connection, event.request_id, fault))
+            return
+        job = self._make(event)
+        self._enter(job)
+        self._core.askers.attach(job, self._asker(event))
+        if job.durable:
+            self._core.commands.append(c.SaveJob(job))
+        else:
+            self._ready(job)
+
+    def _attach_again(self, job: Job, event: e.Submit) -> None:
+        """The same request once more: the same job, an answer of its own."""
+        if job.fingerprint != event.fingerprint:
+            fault = Fault(ErrorCode.REQUEST_CONFLICT, details={"job_id": job.job_id})
+            self._core.commands.append(c.Reject(event.connection, event.request_id, fault, job.job_id))
+            return
+        if job.payload is None and job.state not in TERMINAL:
+            self._complete_orphan(job, event)
+        if event.durable and not job.durable:
+            fault = Fault(ErrorCode.REQUEST_CONFLICT, "This request_id runs with wait: true.", {"job_id": job.job_id})
+            self._core.commands.append(c.Reject(event.connection, event.request_id, fault, job.job_id))
+        elif job.state in TERMINAL and not event.durable:
+            self._core.commands.append(c.Answer(event.connection, event.request_id, job))
+        elif event.durable and job.durable and job.state is not JobState.ACCEPTING:
+            self._accept(job, event.connection, event.request_id)
+            if event.events and job.state not in TERMINAL:
+                self._core.askers.attach(job, self._asker(event))
+        elif not self._core.askers.room(event.connection):
+            self._core.askers.refuse(event.connection, event.request_id)
+        else:
+            self._core.askers.attach(job, self._asker(event))
+
+    def _complete_orphan(self, job: Job, event: e.Submit) -> None:
+        """The job came from a worker's list; now its asker brings what it needs to run again elsewhere."""
+        job.payload, job.payload_nbytes = event.payload, event.payload_nbytes
+        self._core.payload_nbytes += event.payload_nbytes
+        job.requirement, job.cost, job.priority = event.requirement, event.cost, event.priority
+
+    def _refusal(self, event: e.Submit) -> Fault | None:
+        core = self._core
+        if core.draining:
+            return Fault(ErrorCode.DRAINING, retry_after_ms=DRAIN_RETRY_AFTER_MS)
+        if core.queue.size >= core.settings.queue_jobs_max:
+            limit = core.settings.queue_jobs_max
+            return Fault(ErrorCode.QUEUE_FULL, f"The queue holds {limit} jobs.", {"limit": limit}, 1000)
+        if not core.askers.room(event.connection):
+            limit = core.settings.connection_requests_max
+            message = f"This connection has {limit} requests in flight."
+            return Fault(ErrorCode.QUEUE_FULL, message, {"limit": limit}, 1000)
+        fault = core.sessions.refusal(event.tenant, event.session_id)
+        if fault is None and core.now_ms >= core.trust_fleet_from_ms:
+            fault = core.fleet.check(event.requirement)
+        return fault
+
+    def _make(self, event: e.Submit) -> Job:
+        return Job(
+            job_id=event.job_id,
+            tenant=event.tenant,
+            request_id=event.request_id,
+            fingerprint=event.fingerprint,
+            requirement=event.requirement,
+            cost=event.cost,
+            priority=event.priority,
+            durable=event.durable,
+            state=JobState.ACCEPTING if event.durable else JobState.QUEUED,
+            created_ms=self._core.now_ms,
+            session_id=event.session_id,
+            queue_timeout_ms=event.queue_timeout_ms,
+            run_timeout_ms=event.run_timeout_ms,
+            deadline_ms=event.deadline_ms,
+            payload=event.payload,
+            payload_nbytes=event.payload_nbytes,
+            traceparent=event.traceparent,
+            estimate_ms=self._core.estimates.run_ms(event.cost),
+        )
+
+    def _asker(self, event: e.Submit) -> Asker:
+        kind = AskerKind.STREAM if event.durable else AskerKind.REPLY
+        return Asker(event.connection, event.request_id, kind, event.events, event.probed)
+
+    def _enter(self, job: Job) -> None:
+        core = self._core
+        core.jobs[job.job_id] = job
+        core.jobs_by_request[job.key] = job
+        core.payload_nbytes += job.payload_nbytes
+        core.sessions.job_added(job)
+        core.unsettled.add(job.job_id)
+        if job.deadline_ms is not None:
+            fault = Fault(ErrorCode.DEADLINE_EXCEEDED)
+            due_ms = job.created_ms + job.deadline_ms
+            job.deadline_timer = core.timers.add(due_ms, self.end_failed, job, fault)
+        if job.queue_timeout_ms is not None and job.attempt == 0:
+            fault = Fault(ErrorCode.TIMEOUT_QUEUE)
+            due_ms = job.created_ms + job.queue_timeout_ms
+            job.queue_timer = core.timers.add(due_ms, self.end_failed, job, fault)
+
+    def saved(self, event: e.Saved) -> None:
+        job = self._core.jobs[event.job_id]
+        self._change(job, Trigger.SAVED)
+        for asker in list(job.askers):
+            if asker.kind is AskerKind.STREAM:
+                self._accept(job, asker.connection, asker.request_id)
+                if not asker.events:
+                    self._core.askers.detach(job, asker)
+        self._ready(job)
+        if job.ends_when_saved is not None:
+            self._end(job, job.ends_when_saved)
+
+    def save_failed(self, event: e.SaveFailed) -> None:
+        job = self._core.jobs[event.job_id]
+        self._core.sessions.job_removed(job)
+        job.session_id = None
+        for asker in list(job.askers):
+            self._core.askers.detach(job, asker)
+            if event.answer is None:
+                self._core.commands.append(c.Reject(asker.connection, asker.request_id, event.fault))
+            else:
+                self._core.commands.append(c.Reply(asker.connection, asker.request_id, event.answer))
+        for timer in (job.deadline_timer, job.queue_timer):
+            self._core.timers.cancel(timer)
+        self._change(job, Trigger.SAVE_FAILED)
+        self._release(job)
+        self._forget(job)
+
+    def _accept(self, job: Job, connection: Any, request_id: str) -> None:
+        start_ms = 0
+        if job.state in (JobState.QUEUED, JobState.BACKOFF):
+            waiting_ms = self._core.queue.backlog_ms(job.priority) - (job.estimate_ms if job.ticket else 0)
+            start_ms = (waiting_ms + self._core.fleet.running_ms // 2) // max(1, self._core.fleet.slots)
+        measured = self._core.estimates.measured(job.cost)
+        ends_ms = 0 if job.state in TERMINAL else start_ms + job.estimate_ms
+        self._core.commands.append(c.Accepted(connection, request_id, job, start_ms, ends_ms, measured))
+
+    def _ready(self, job: Job) -> None:
+        self.record(job, EventName.STATE, self._state_data(job))
+        self._core.placement.queue(job)
+
+    def restore(self, event: e.Restore) -> None:
+        """Go on where the last run ended: the queue in order; what was processing waits for its worker to say so.
+
+        Until the workers had time to come back, no request is refused for want of one.
+        """
+        self._core.trust_fleet_from_ms = self._core.now_ms + self._core.settings.adoption_ms
+        self._core.timers.add(self._core.trust_fleet_from_ms, self.review_waiting)
+        for session in event.sessions:
+            self._core.sessions.restore(session)
+        for job in event.jobs:
+            job.estimate_ms = self._core.estimates.run_ms(job.cost)
+            self._enter(job)
+            if job.state is JobState.ADOPTING:
+                due_ms = self._core.now_ms + self._core.settings.adoption_ms
+                job.retry_timer = self._core.timers.add(due_ms, self.requeue, job)
+            else:
+                self._core.placement.queue(job)
+
+    def rename(self, job: Job, job_id: str) -> None:
+        """Let a job that has not begun go on under the id by which a worker knows it."""
+        core = self._core
+        del core.jobs[job.job_id]
+        core.unsettled.discard(job.job_id)
+        job.job_id = job_id
+        core.jobs[job_id] = job
+        core.unsettled.add(job_id)
+
+    def keep_orphan(self, job: Job) -> None:
+        """A worker holds a job this run never saw: keep it for the grace, so that its asker can find it."""
+        self._enter(job)
+        self._core.askers.start_grace(job)
+
+    def review_waiting(self) -> None:
+        """End waiting jobs that no worker of this run could run; they came before a worker was here to say."""
+        if self._core.now_ms < self._core.trust_fleet_from_ms:
+            return
+        for requirement in self._core.queue.all_requirements():
+            fault = self._core.fleet.check(requirement)
+            if fault is not None:
+                for job in self._core.queue.jobs_of(requirement):
+                    self.end_failed(job, fault)
+
+    # --- ends -------------------------------------------------------------------------------------------------
+
+    def cancel(self, event: e.CancelJob) -> None:
+        job = self._core.jobs[event.job_id]
+        self.end_cancelled(job, "")
+        self._core.askers.ask_cancelled(job, event.connection, event.request_id)
+
+    def abandon(self, job: Job) -> None:
+        job.grace_timer = None
+        self.end_cancelled(job, "Its client went away.")
+
+    def end_cancelled(self, job: Job, message: str) -> None:
+        error = fault_map(Fault(ErrorCode.CANCELLED, message))
+        self.end(job, Outcome(Status.CANCELLED, error=error))
+
+    def end_failed(self, job: Job, fault: Fault) -> None:
+        self.end(job, Outcome(Status.FAILED, error=fault_map(fault)))
+
+    def end(self, job: Job, outcome: Outcome) -> None:
+        """End a job unless it has ended: the first end wins. A running attempt is told to stop."""
+        if job.state is JobState.ACCEPTING:
+            job.ends_when_saved = job.ends_when_saved or outcome
+        elif job.state is not JobState.SETTLING and job.state not in TERMINAL:
+            self._core.workers.stop_attempt(job)
+            self._end(job, outcome)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        self._core.queue.remove(job)
+        for timer in (job.deadline_timer, job.queue_timer, job.run_timer, job.retry_timer, job.grace_timer):
+            self._core.timers.cancel(timer)
+        outcome.worker_id = outcome.worker_id or job.worker_id
+        job.outcome, job.finished_ms = outcome, self._core.now_ms
+        if job.durable:
+            self._change(job, Trigger.SETTLE)
+            self._core.commands.append(c.SaveOutcome(job, self._terminal_record(job)))
+        else:
+            self._terminal_record(job)
+            self._publish(job)
+            self._core.commands.append(c.Audit(job))
+
+    def _terminal_record(self, job: Job) -> EventRecord:
+        assert job.outcome is not None
+        data: dict[str, Any] = {
+            "status": job.outcome.status.value,
+            "attempt": job.attempt,
+            "worker_id": job.outcome.worker_id,
+        }
+        if job.outcome.error:
+            data["error"] = job.outcome.error
+        return self._keep(job, EventName.STATE, data, [], ())
+
+    def finish(self, job: Job, outcome: Outcome, result_from: tuple[Any, int]) -> None:
+        """A worker's result is the job's outcome; it is acknowledged when it is safe."""
+        job.result_from = result_from
+        self._end(job, outcome)
+
+    def settled(self, event: e.Settled) -> None:
+        self._publish(self._core.jobs[event.job_id])
+
+    def settle_failed(self, event: e.SettleFailed) -> None:
+        """The disk refused the outcome: try again. Until then nobody is told, and the worker keeps the result."""
+        job = self._core.jobs[event.job_id]
+        due_ms = self._core.now_ms + self._core.settings.retry_backoff_ms
+        job.retry_timer = self._core.timers.add(due_ms, self._save_outcome_again, job)
+
+    def _save_outcome_again(self, job: Job) -> None:
+        assert job.events
+        self._core.commands.append(c.SaveOutcome(job, job.events[-1]))
+
+    def _publish(self, job: Job) -> None:
+        """The outcome is safe: tell everybody, let the worker forget it, keep the answer for late askers."""
+        assert job.outcome is not None
+        assert job.events
+        self._change(job, CLOSING[job.outcome.status])
+        self._core.askers.emit(job, job.events[-1])
+        self._core.askers.answer_all(job)
+        if job.result_from is not None:
+            self._core.commands.append(c.AckResult(job.result_from[0], job.job_id, job.result_from[1]))
+        self._release(job)
+        self._keep_result(job)
+
+    def _release(self, job: Job) -> None:
+        self._core.payload_nbytes -= job.payload_nbytes
+        job.payload, job.payload_nbytes = None, 0
+        self._core.unsettled.discard(job.job_id)
+
+    def _keep_result(self, job: Job) -> None:
+        assert job.outcome is not None
+        for record in job.history():
+            record.frames = ()  # replays carry no pictures once the job has ended
+        self._kept.append(job)
+        self._kept_nbytes += job.outcome.nbytes
+        self._core.timers.add(self._core.now_ms + self._core.settings.result_keep_ms, self._forget, job)
+        while self._kept_nbytes > self._core.settings.result_keep_bytes_max and len(self._kept) > 1:
+            self._forget(self._kept[0])
+
+    def _forget(self, job: Job) -> None:
+        if self._core.jobs.get(job.job_id) is not job:
+            return
+        del self._core.jobs[job.job_id]
+        if self._core.jobs_by_request.get(job.key) is job:
+            del self._core.jobs_by_request[job.key]
+        if self._kept and self._kept[0] is job:  # results are forgotten in the order they came
+            self._kept.popleft()
+            self._kept_nbytes -= job.outcome.nbytes if job.outcome else 0
+
+    def drain_waiting(self) -> None:
+        """Jobs in memory that have not begun are answered `draining`; durable ones stay on disk for the next run."""
+        for job_id in list(self._core.unsettled):
+            job = self._core.jobs[job_id]
+            if job.state in (JobState.QUEUED, JobState.BACKOFF, JobState.ADOPTING):
+                self.set_aside(job)
+
+    def set_aside(self, job: Job) -> None:
+        """The orchestrator drains and this job does not run."""
+        if job.durable:
+            self._core.queue.remove(job)
+            self._core.timers.cancel(job.retry_timer)
+            self._core.unsettled.discard(job.job_id)
+        else:
+            self.end_failed(job, Fault(ErrorCode.DRAINING, retry_after_ms=DRAIN_RETRY_AFTER_MS))
+
+    # --- between the two --------------------------------------------------------------------------------------
+
+    def begin_attempt(self, job: Job, worker_id: str) -> None:
+        """A worker gets the job for one more attempt."""
+        self._change(job, Trigger.ASSIGN)
+        job.attempt += 1
+        self._run(job, worker_id)
+
+    def adopt(self, job: Job, worker_id: str, attempt: int) -> None:
+        """A worker holds this attempt already and goes on with it."""
+        self._core.queue.remove(job)
+        self._core.timers.cancel(job.retry_timer)
+        self._change(job, Trigger.ADOPT)
+        job.attempt = attempt
+        self._run(job, worker_id)
+
+    def _run(self, job: Job, worker_id: str) -> None:
+        core = self._core
+        job.worker_id, job.assigned_ms = worker_id, core.now_ms
+        job.started_ms = job.started_ms or core.now_ms
+        core.timers.cancel(job.queue_timer)
+        if job.run_timeout_ms is not None:
+            fault = Fault(ErrorCode.TIMEOUT_RUN)
+            job.run_timer = core.timers.add(core.now_ms + job.run_timeout_ms, self.end_failed, job, fault)
+        self.record(job, EventName.STATE, self._state_data(job))
+
+    def give_back(self, job: Job) -> None:
+        """The attempt did not take place, or ended for a reason that is not the job's: back to the front."""
+        self._core.timers.cancel(job.run_timer)
+        if job.payload is None:
+            self.end_failed(job, Fault(ErrorCode.WORKER_LOST))
+        else:
+            self._to_queue(job, Trigger.RETURN)
+
+    def lost(self, job: Job) -> None:
+        """The worker vanished with it. Twice: alone on its worker from now on. Three times: poisoned."""
+        job.losses += 1
+        if job.losses >= self._core.settings.losses_max or job.payload is None:
+            code = ErrorCode.WORKER_LOST if job.payload is None else ErrorCode.POISONED
+            self.end_failed(job, Fault(code))
+            return
+        if job.losses >= self._core.settings.losses_before_exclusive:
+            job.requirement = job.requirement._replace(exclusive=True)
+        self.retry_later(job, job.losses)
+
+    def retry_later(self, job: Job, times: int) -> None:
+        """Queue it again after a back-off that doubles."""
+        settings = self._core.settings
+        backoff_ms = min(settings.retry_backoff_ms_max, settings.retry_backoff_ms * 2 ** (times - 1))
+        self._core.timers.cancel(job.run_timer)
+        self._change(job, Trigger.LOSE)
+        self.record(job, EventName.STATE, self._state_data(job))
+        job.retry_timer = self._core.timers.add(self._core.now_ms + backoff_ms, self.requeue, job)
+        if self._core.draining:
+            self.set_aside(job)
+
+    def requeue(self, job: Job) -> None:
+        """The back-off is over, or nobody adopted it."""
+        self._to_queue(job, Trigger.RETRY if job.state is JobState.BACKOFF else Trigger.RETURN)
+
+    def _to_queue(self, job: Job, trigger: Trigger) -> None:
+        self._change(job, trigger)
+        self.record(job, EventName.STATE, self._state_data(job))
+        self._core.placement.queue(job, first=True)
+
+    def record(
+        self, job: Job, name: EventName, data: dict[str, Any], attachments: list[Any] | None = None, frames: Any = ()
+    ) -> None:
+        """Number an event, keep it, and send it to whom it may concern."""
+        record = self._keep(job, name, data, attachments or [], frames)
+        self._core.askers.emit(job, record)
+        if job.durable and name in (EventName.STATE, EventName.ITEM):
+            self._core.commands.append(c.Record(job, record))
+
+    def _keep(
+        self, job: Job, name: EventName, data: dict[str, Any], attachments: list[Any], frames: Any
+    ) -> EventRecord:
+        job.seq += 1
+        record = EventRecord(job.seq, self._core.now_ms, name, data, attachments, frames)
+        if name is EventName.PROGRESS:
+            job.last_progress = record
+        elif name is EventName.PREVIEW:
+            job.last_preview = record
+        else:
+            if job.events is None:
+                job.events = deque(maxlen=EVENTS_KEPT)
+            job.events.append(record)
+        return record
+
+    def _change(self, job: Job, trigger: Trigger) -> None:
+        before = job.status
+        job.state = next_state(job.state, trigger)
+        self._core.sessions.job_changed(job, before)
+
+    @staticmethod
+    def _state_data(job: Job) -> dict[str, Any]:
+        return {"status": job.status.value, "attempt": job.attempt, "worker_id": job.worker_id}

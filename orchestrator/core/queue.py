@@ -1,0 +1,185 @@
+"""The queue: per requirement and priority a ring of tenants, first in first out within each.
+
+A head rises one priority level per `aging_ms`, so nothing starves. Removal is lazy: a job that left the queue has
+another ticket than its entry, and the entry is dropped when it comes to the front.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from orchestrator.core.model import Job, Requirement
+from protocol.limits import PRIORITY_MAX
+
+SWEEP_MIN = 1024
+
+
+class Entry(NamedTuple):
+    ticket: int
+    job: Job
+
+    @property
+    def waiting(self) -> bool:
+        return self.job.ticket == self.ticket
+
+
+class Ring:
+    """One priority level: tenants take turns, each tenant's jobs in order."""
+
+    __slots__ = ("tenants",)
+
+    def __init__(self) -> None:
+        self.tenants: OrderedDict[str, deque[Entry]] = OrderedDict()
+
+    def push(self, entry: Entry, first: bool) -> None:
+        line = self.tenants.get(entry.job.tenant)
+        if line is None:
+            line = self.tenants[entry.job.tenant] = deque()
+        if first:
+            line.appendleft(entry)
+        else:
+            line.append(entry)
+
+    def head(self) -> Entry | None:
+        """The next job of the tenant whose turn it is; entries that left the queue are dropped on the way."""
+        while self.tenants:
+            tenant, line = next(iter(self.tenants.items()))
+            while line and not line[0].waiting:
+                line.popleft()
+            if line:
+                return line[0]
+            del self.tenants[tenant]
+        return None
+
+    def pass_turn(self, tenant: str) -> None:
+        if tenant in self.tenants:
+            self.tenants.move_to_end(tenant)
+
+
+class Line:
+    """All jobs of one requirement."""
+
+    __slots__ = ("removed", "rings", "size")
+
+    def __init__(self) -> None:
+        self.rings: dict[int, Ring] = {}
+        self.size = 0
+        self.removed = 0  # since the last sweep; an upper bound of the dead entries
+
+    def sweep(self) -> None:
+        """Drop dead entries behind a living head, when there may be many."""
+        if self.removed < SWEEP_MIN or self.removed < 2 * self.size:
+            return
+        self.removed = 0
+        for ring in self.rings.values():
+            for tenant, entries in list(ring.tenants.items()):
+                ring.tenants[tenant] = deque(entry for entry in entries if entry.waiting)
+
+    def best(self, now_ms: int, aging_ms: int) -> tuple[int, Entry] | None:
+        """The head with the highest effective priority, the oldest of equals, with that priority."""
+        found: tuple[int, Entry] | None = None
+        for priority, ring in list(self.rings.items()):
+            entry = ring.head()
+            if entry is None:
+                del self.rings[priority]
+                continue
+            level = min(PRIORITY_MAX, priority + (now_ms - entry.job.queued_ms) // aging_ms)
+            if found is None or (level, -entry.ticket) > (found[0], -found[1].ticket):
+                found = level, entry
+        return found
+
+
+class Queue:
+    def __init__(self, aging_ms: int) -> None:
+        self._aging_ms = aging_ms
+        self._lines: dict[str | None, dict[Requirement, Line]] = {}  # by worker pin, so a worker sees only its own
+        self._ticket = 0
+        self._served = 0
+        self._turns: dict[str, int] = {}  # tenant -> when it was last served
+        self._tenant_sizes: dict[str, int] = {}
+        self._backlog_ms = [0] * (PRIORITY_MAX + 1)
+        self.size = 0
+
+    def push(self, job: Job, now_ms: int, *, first: bool = False) -> bool:
+        """Queue a job, at the front of its tenant's line if `first`. True if its line was empty before."""
+        self._ticket += 1
+        job.ticket, job.queued_ms = self._ticket, now_ms
+        lines = self._lines.setdefault(job.requirement.worker_pin, {})
+        line = lines.get(job.requirement)
+        if line is None:
+            line = lines[job.requirement] = Line()
+        ring = line.rings.get(job.priority)
+        if ring is None:
+            ring = line.rings[job.priority] = Ring()
+        ring.push(Entry(self._ticket, job), first)
+        line.size += 1
+        self._count(job, +1)
+        return line.size == 1
+
+    def remove(self, job: Job) -> None:
+        """Take a job out of the queue, wherever in it; harmless when it is not in it."""
+        if not job.ticket:
+            return
+        job.ticket = 0
+        lines = self._lines[job.requirement.worker_pin]
+        line = lines[job.requirement]
+        line.size -= 1
+        line.removed += 1
+        line.sweep()
+        if not line.size:
+            del lines[job.requirement]
+            if not lines:
+                del self._lines[job.requirement.worker_pin]
+        self._count(job, -1)
+
+    def serve(self, job: Job) -> None:
+        """Take a job out because a worker gets it: its tenant goes to the end of the ring."""
+        line = self._lines[job.requirement.worker_pin][job.requirement]
+        line.rings[job.priority].pass_turn(job.tenant)
+        self._served += 1
+        self._turns[job.tenant] = self._served
+        self.remove(job)
+
+    def requirements(self, worker_id: str) -> Iterator[Requirement]:
+        """The requirements with waiting jobs that are not pinned to another worker."""
+        for pin in (worker_id, None):
+            yield from self._lines.get(pin, ())
+
+    def all_requirements(self) -> list[Requirement]:
+        return [requirement for lines in self._lines.values() for requirement in lines]
+
+    def jobs_of(self, requirement: Requirement) -> list[Job]:
+        """The waiting jobs of one requirement, in no particular order."""
+        rings = self._lines[requirement.worker_pin][requirement].rings.values()
+        return [entry.job for ring in rings for line in ring.tenants.values() for entry in line if entry.waiting]
+
+    def best(self, requirements: Iterable[Requirement], resident: frozenset[str], now_ms: int) -> Job | None:
+        """The job to run next: effective priority, then a model that is loaded, then the tenant served longest ago."""
+        found: tuple[tuple[int, bool, int, int], Job] | None = None
+        for requirement in requirements:
+            head = self._lines[requirement.worker_pin][requirement].best(now_ms, self._aging_ms)
+            if head is None:
+                continue
+            level, entry = head
+            warm = requirement.model_id is None or requirement.model_id in resident
+            rank = (-level, not warm, self._turns.get(entry.job.tenant, 0), entry.ticket)
+            if found is None or rank < found[0]:
+                found = rank, entry.job
+        return found[1] if found else None
+
+    def backlog_ms(self, priority: int) -> int:
+        """Predicted run time of everything that waits at this priority or above."""
+        return sum(self._backlog_ms[priority:])
+
+    def tenant_size(self, tenant: str) -> int:
+        return self._tenant_sizes.get(tenant, 0)
+
+    def _count(self, job: Job, sign: int) -> None:
+        self.size += sign
+        self._backlog_ms[job.priority] += sign * job.estimate_ms
+        count = self._tenant_sizes.get(job.tenant, 0) + sign
+        if count:
+            self._tenant_sizes[job.tenant] = count
+        else:
+            del self._tenant_sizes[job.tenant]
+            self._turns.pop(job.tenant, None)
