@@ -1,4 +1,4 @@
-"""Closed sets of words that stand on the wire. The only part of this package that the pure core imports."""
+"""Closed sets of words that stand on the wire. With `limits`, all of this package that the pure core imports."""
 
 from enum import StrEnum
 
@@ -8,9 +8,9 @@ class Status(StrEnum):
 
     PENDING = "pending"  # accepted, waiting for a worker
     PROCESSING = "processing"  # assigned to a worker
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
+    COMPLETED = "completed"  # it has its result
+    FAILED = "failed"  # it has its error
+    CANCELLED = "cancelled"  # on request, or because its client went away
 
     @property
     def terminal(self) -> bool:
@@ -21,7 +21,7 @@ class EventName(StrEnum):
     """The kinds of event a client may stream."""
 
     STATE = "state"  # the job's status changed
-    PROGRESS = "progress"  # {step, steps, eta_ms}
+    PROGRESS = "progress"  # how far the job is
     PREVIEW = "preview"  # a small picture of the unfinished latents
     ITEM = "item"  # one of several results is ready
     LOG = "log"  # a line for people
