@@ -1,4 +1,4 @@
-"""Say what is in a picture of one shape on a plain background, by geometry alone (nothing here is learned)."""
+"""Say what is in a picture of one shape on a plain background, by geometry alone: nothing is learned."""
 
 from dataclasses import dataclass
 
@@ -46,11 +46,8 @@ def judge(image: Image.Image) -> Judgement:
     if counts[colour] < MIN_AREA * names.size:
         return Judgement(UNKNOWN, UNKNOWN, COLOURS[background])
 
-    flat = pixels.reshape(-1, 3)
-    ends = [np.median(flat[names == index], axis=0) if (names == index).any() else _PALETTE[index]
-            for index in (background, colour)]
-    along = (pixels - ends[0]) @ (ends[1] - ends[0]) / np.sum((ends[1] - ends[0]) ** 2)
-    return Judgement(_kind(along > 0.5), COLOURS[colour], COLOURS[background])
+    distances = np.linalg.norm(pixels[..., None, :] - _PALETTE[[background, colour]], axis=-1)
+    return Judgement(_kind(distances[..., 1] < distances[..., 0]), COLOURS[colour], COLOURS[background])
 
 
 def _nearest(colours: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -80,12 +80,6 @@ class Trainer:
         parameters = dict(self.module.named_parameters())
         torch._foreach_lerp_([self.average[n] for n in names], [parameters[n] for n in names], 1 - decay)
 
-    @torch.no_grad()
-    def use_average(self) -> None:
-        """Put the moving average in the module's place: what is evaluated and shipped."""
-        for name, parameter in self.module.named_parameters():
-            parameter.copy_(self.average[name])
-
     def save(self) -> None:
         """Write weights, average and optimizer state, replacing the last checkpoint in one step."""
         tensors = {f"module.{n}": p.detach() for n, p in self.module.named_parameters()}
@@ -118,3 +112,11 @@ class Trainer:
                 state.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@torch.no_grad()
+def load_average(module: nn.Module, checkpoint: Path) -> None:
+    """Fill a module with the moving average of a checkpoint: what is evaluated and shipped."""
+    tensors = load_file(checkpoint)
+    for name, parameter in module.named_parameters():
+        parameter.copy_(tensors[f"average.{name}"])
