@@ -1,5 +1,6 @@
 """`inference.*`: pictures from diffusion models."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -15,34 +16,39 @@ Pixels = Annotated[Int, Field(ge=8, le=8192, multiple_of=8)]
 Seed = Annotated[Int, Field(ge=-1, le=INT_MAX)] | Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]
 
 
+def scheduler_key(name: str) -> str:
+    """Two names of a scheduler mean the same if their keys are equal: "DPM++ 2M Karras" and "dpm++_2m_karras"."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
 class Output(ActionData):
-    """How pictures are encoded. `quality` (1-100) is for jpeg and webp; webp at 100 is lossless."""
+    """How pictures are encoded."""
 
     format: Literal["png", "jpeg", "webp"] = "png"
-    quality: Annotated[Int, Field(ge=1, le=100)] = 90
+    quality: Annotated[Int, Field(ge=1, le=100)] = 90  # of jpeg and webp; webp at 100 is lossless
 
 
 class Preview(ActionData):
-    """Stream a small picture of the unfinished latents every `every_steps` steps."""
+    """Stream small pictures of the unfinished latents, as `preview` events."""
 
-    every_steps: Annotated[Int, Field(ge=1, le=1000)] = 5
+    every_steps: Annotated[Int, Field(ge=1, le=1000)] = 5  # one picture every so many steps
 
 
 class Text2ImgData(ActionData):
-    """A picture for a prompt. Sizes in pixels; `seed` absent or -1: random, told in the result."""
+    """Sizes are in pixels. A random seed is told in the result."""
 
-    model_id: ModelId | None = None
-    prompt: Prompt
-    negative_prompt: Prompt = ""
-    width: Pixels | None = None  # None: the model's own size
-    height: Pixels | None = None
-    steps: Annotated[Int, Field(ge=1, le=1000)] = 20
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
-    num_images: Annotated[Int, Field(ge=1, le=16)] = 1
-    seed: Seed | None = None
-    scheduler: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # None: the model's own
+    model_id: ModelId | None = None  # null: the server's default
+    prompt: Prompt  # what to paint
+    negative_prompt: Prompt = ""  # what to keep away from
+    width: Pixels | None = None  # null: the model's own size
+    height: Pixels | None = None  # null: the model's own size
+    steps: Annotated[Int, Field(ge=1, le=1000)] = 20  # denoising steps
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5  # how closely to follow the prompt
+    num_images: Annotated[Int, Field(ge=1, le=16)] = 1  # image i has seed + i
+    seed: Seed | None = None  # null or -1: random; above 2^53 - 1 as a decimal string, up to 2^64 - 1
+    scheduler: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # null: the model's own
     output: Output = Output()
-    preview: Preview | None = None
+    preview: Preview | None = None  # null: no previews
 
     @field_validator("seed")
     @classmethod
@@ -61,13 +67,13 @@ class Text2ImgData(ActionData):
 class ImageInfo(ResultData):
     """One picture of a result: where its bytes are, and how to make it again."""
 
-    attachment: int | None = None
-    artifact_id: str | None = None
+    attachment: int | None = None  # index of the attachment that holds it
+    artifact_id: str | None = None  # or the artifact that does
     media_type: str
     width: int
     height: int
-    seed: int | str
-    recipe: dict[str, Any]
+    seed: int | str  # a string above 2^53 - 1
+    recipe: dict[str, Any]  # what made it; also embedded in the file
 
 
 class ImagesResult(ResultData):

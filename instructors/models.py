@@ -1,0 +1,250 @@
+"""The model folder: which models there are, whether their files may be trusted, and what exactly they are.
+
+A model is a folder in diffusers layout, named by the folder's name. Nothing outside the model folder is ever read,
+and weights are safetensors, judged by content: a pickle runs code when it is loaded.
+"""
+
+import hashlib
+import json
+import math
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
+from protocol.limits import KIB, MIB
+from protocol.schemas.base import nearest
+
+INDEX = "model_index.json"
+INDEX_BYTES_MAX = 256 * KIB
+SAFETENSORS_HEADER_BYTES_MAX = 100 * MIB  # the format's own limit
+FILES_MAX = 1000  # in one model
+KNOWN_SHOWN = 50  # names in an error's details
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
+HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})  # what the libraries load; no model card
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # a model may name classes of
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64,
+}  # fmt: skip
+
+log = structlog.get_logger("instructors.models")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that was checked. `elements` counts the numbers in its weights; `content_hash` is SHA-256 in hex."""
+
+    model_id: str
+    path: Path
+    family: str  # "stable_diffusion": the pipeline's class in snake case
+    components: tuple[str, ...]
+    elements: int
+    content_hash: str
+
+    def to_wire(self) -> dict[str, Any]:
+        """The entry in a worker's capabilities."""
+        return {
+            "model_id": self.model_id,
+            "family": self.family,
+            "actions": ["inference.text2img"],
+            "content_hash": self.content_hash,
+        }
+
+
+@dataclass(slots=True)
+class ModelFolder:
+    """`root` None: there are no models. Hashes are kept in memory while a file's size and time stay the same."""
+
+    root: Path | None
+    _digests: dict[Path, tuple[tuple[int, int], bytes, int]] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Every name in the folder that looks like a model: a folder with an index, or a file of weights."""
+        if self.root is None or not self.root.is_dir():
+            return []
+        return sorted(e.name for e in self.root.iterdir() if _inside(e, self.root) and _looks_like_model(e))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What a worker's capabilities say: usable models, and those whose files are not (their `problem` says why).
+
+        The latter are listed so that a request for one reaches the worker and is told `model_invalid`.
+        """
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.find(name).to_wire())
+            except AtelierError as error:
+                log.warning("not usable", model_id=name, problem=error.message)
+                entry = {"model_id": name, "family": "unknown", "actions": ["inference.text2img"], "content_hash": None}
+                found.append({**entry, "problem": error.message})
+        return found
+
+    def find(self, model_id: str | None) -> Model:
+        """The checked model of this name; the only one there is, where no name is given.
+
+        Raises ModelNotFound, Forbidden (a link out of the folder) or ModelInvalid (unsafe or damaged files).
+        """
+        if model_id is None:
+            names = self.names()
+            if len(names) != 1:
+                raise self._not_found("Name a model by model_id: there is not exactly one.", None)
+            model_id = names[0]
+        path = self._contained(model_id)
+        if not path.is_dir():
+            raise ModelInvalid("A model is a folder in diffusers layout; this is a single file.")
+        index = _read_index(path)
+        components = _check_index(index)
+        digest, elements = self._inspect(path)
+        return Model(model_id, path, _family(index["_class_name"]), components, elements, digest)
+
+    def _contained(self, model_id: str) -> Path:
+        """The one place that turns a name from outside into a path, and never into one outside the root."""
+        if self.root is None or not NAME.fullmatch(model_id):
+            raise self._not_found("There is no model of this name.", model_id)
+        path = self.root / model_id
+        if not _inside(path, self.root):
+            raise Forbidden("This model leads out of the model folder.")
+        if not _looks_like_model(path):
+            raise self._not_found("There is no model of this name.", model_id)
+        return path
+
+    def _not_found(self, message: str, model_id: str | None) -> ModelNotFound:
+        known = self.names()
+        details: dict[str, Any] = {"known": known[:KNOWN_SHOWN]}
+        if model_id is not None:
+            details["nearest"] = nearest(model_id, known)
+        return ModelNotFound(message, details=details)
+
+    def _inspect(self, path: Path) -> tuple[str, int]:
+        """The content hash of what is loaded, and how many numbers the weights hold. May raise as `find` does."""
+        whole, elements = hashlib.sha256(), 0
+        for file in _files(path, self.root or path):
+            digest, count = self._digest(file)
+            elements += count
+            if file.suffix in HASHED_SUFFIXES:
+                whole.update(file.relative_to(path).as_posix().encode() + b"\0" + digest)
+        return whole.hexdigest(), elements
+
+    def _digest(self, file: Path) -> tuple[bytes, int]:
+        status = file.stat()
+        version = (status.st_size, status.st_mtime_ns)
+        known = self._digests.get(file)
+        if known is not None and known[0] == version:
+            return known[1], known[2]
+        elements = check_weights(file)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").digest()
+        self._digests[file] = (version, digest, elements)
+        return digest, elements
+
+
+def check_weights(file: Path) -> int:
+    """How many numbers a file of weights holds, 0 for another kind of file. Raises ModelInvalid for a pickle under
+    any name, and for safetensors whose header does not describe the file."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if file.suffix.lower() not in WEIGHTS_SUFFIXES and not _is_pickle(start):
+            return 0
+        if file.suffix.lower() != ".safetensors" or _is_pickle(start):
+            raise ModelInvalid(f"{_label(file)} is a pickle or may be one; only safetensors are taken.")
+        size = file.stat().st_size
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= min(size - 8, SAFETENSORS_HEADER_BYTES_MAX):
+            raise _damaged(file)
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        return sum(_check_tensor(entry, size - 8 - length) for entry in header.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _damaged(file) from None
+
+
+def _check_tensor(entry: dict[str, Any], data_bytes: int) -> int:
+    """How many numbers one tensor holds. Raises an error of Python's where the entry makes no sense."""
+    begin, end = entry["data_offsets"]
+    shape = entry["shape"]
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError("not a size")
+    count = math.prod(shape)
+    if not begin <= end <= data_bytes or (end - begin) * 8 != count * DTYPE_BITS[entry["dtype"]]:
+        raise ValueError("not this file's")
+    return count
+
+
+def _is_pickle(start: bytes) -> bool:
+    """By the first bytes: a zip (torch's format since 1.6) or the pickle protocol's own mark."""
+    return start.startswith(b"PK\x03\x04") or (len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5)
+
+
+def _looks_like_model(path: Path) -> bool:
+    if path.is_dir():
+        return (path / INDEX).exists()
+    return path.is_file() and path.suffix.lower() in WEIGHTS_SUFFIXES
+
+
+def _inside(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _files(path: Path, root: Path) -> Iterator[Path]:
+    """The model's files in a fixed order, each of them a plain file within `root`."""
+    for number, file in enumerate(sorted(path.rglob("*"))):
+        if number >= FILES_MAX:
+            raise ModelInvalid(f"The model has more than {FILES_MAX} files.")
+        if not _inside(file, root):
+            raise Forbidden(f"{_label(file)} leads out of the model folder.")
+        mode = file.stat().st_mode
+        if stat.S_ISREG(mode):
+            yield file
+        elif not stat.S_ISDIR(mode) or file.is_symlink():  # what lies behind a linked folder would go unchecked
+            raise ModelInvalid(f"{_label(file)} is neither a file nor a folder.")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    file = path / INDEX
+    try:
+        if not _inside(file, path.parent) or file.stat().st_size > INDEX_BYTES_MAX:
+            raise ModelInvalid(f"{INDEX} is too large or elsewhere.")
+        index = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise ModelInvalid(f"{INDEX} cannot be read.") from None
+    if type(index) is not dict or type(index.get("_class_name")) is not str:
+        raise ModelInvalid(f"{INDEX} does not name a pipeline of diffusers.")
+    return index
+
+
+def _check_index(index: dict[str, Any]) -> tuple[str, ...]:
+    """The components' names. The libraries import by name what stands here, so only their own classes may."""
+    components = []
+    for name, value in index.items():
+        if name.startswith("_") or type(value) is not list:
+            continue
+        if len(value) != 2 or value[0] not in LIBRARIES:
+            raise ModelInvalid(f"{INDEX} wants code of its own for {name[:60]!r}, and that is not run.")
+        components.append(name)
+    return tuple(components)
+
+
+def _family(class_name: str) -> str:
+    """`StableDiffusionXLPipeline` -> `stable_diffusion_xl`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name.removesuffix("Pipeline"))
+    return words.lower()
+
+
+def _label(file: Path) -> str:
+    """A file's name for messages: within its component, never its path."""
+    return f"{file.name[:100]!r} of {file.parent.name[:100]!r}"
+
+
+def _damaged(file: Path) -> ModelInvalid:
+    return ModelInvalid(f"{_label(file)} is not a whole safetensors file.")

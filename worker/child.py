@@ -1,0 +1,115 @@
+"""The process that does the work: the socket thread (main), the device thread, the encoder thread.
+
+Started by worker.parent, which may kill it at any time; it never outlives its parent.
+"""
+
+import os
+import signal
+import sys
+import threading
+from socket import gethostname
+from typing import Any
+
+import structlog
+
+from instructors import inference, registry
+from instructors.models import ModelFolder
+from protocol.messages import Capabilities, Hello
+from worker import hardware, logs
+from worker.delivery import Delivery, Outbox
+from worker.engine import CRASHED, Engine, Workplace
+from worker.link import Link
+from worker.options import Options, parse
+from worker.pulse import Pulse
+from worker.residency import Residency
+from worker.session import RefusedForGood, Session
+
+REFUSED = 3  # exit code
+
+log = structlog.get_logger("worker.child")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until told to leave. Exit codes: worker.options."""
+    options = parse(argv)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
+    threading.Thread(target=_die_with_parent, name="death pipe", daemon=True).start()
+    _forbid_downloads()
+    device = hardware.find(options.device)
+    worker_id = options.name or f"{gethostname()}-{device.device_id}"
+    logs.configure(options.log_level, worker_id=worker_id)
+    outbox = Outbox()
+    place = _workplace(options, device, Delivery(outbox))
+    models = place.models.entries()
+    engine = Engine(place, warm_up=inference.warm_up if models else _nothing)
+    hello = Hello(
+        worker_id=worker_id,
+        instance_id=options.instance,
+        device=device.facts(engine.memory_free),
+        capabilities=Capabilities(
+            actions=place.registry.names,
+            models=models,
+            schedulers=inference.scheduler_names(),
+        ),
+        slots=options.slots,
+    )
+
+    def facts() -> dict[str, Any]:
+        return {
+            "memory_free": engine.memory_free,
+            "resident_models": place.residency.names,
+            "quantum_age_ms": place.pulse.age_ms,
+        }
+
+    session = Session(Link(options.connect), engine, outbox, hello, facts)
+    signal.signal(signal.SIGTERM, lambda *_: session.hand_back(options.grace_s))
+    place.delivery.start()
+    engine.start()
+    log.info("started", device=device.device_id, kind=device.kind, slots=options.slots)
+    try:
+        session.run()
+    except RefusedForGood as error:
+        log.error("refused for good", reason=str(error))
+        return REFUSED
+    return 0
+
+
+def _workplace(options: Options, device: hardware.Device, delivery: Delivery) -> Workplace:
+    return Workplace(
+        registry=registry.load(options.instructors),
+        device=device,
+        models=ModelFolder(options.models),
+        residency=Residency(options.memory_budget or device.default_budget, device.free_cached),
+        delivery=delivery,
+        pulse=Pulse.attach(options.pulse_fd),
+    )
+
+
+def _nothing() -> None:
+    """A worker without models needs no slow imports."""
+
+
+def _forbid_downloads() -> None:
+    """Models come from the model folder, never from the network. Read by the libraries when they are imported."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+
+
+def _die_with_parent() -> None:
+    """The parent holds the other end of standard input and writes nothing: its end is the parent's end."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(CRASHED)
+
+
+if __name__ == "__main__":
+    code = CRASHED
+    try:
+        code = main()
+    except hardware.NoSuchDevice as error:
+        print(error, file=sys.stderr)
+        code = 2
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else CRASHED
+    except BaseException:
+        log.critical("the worker failed", exc_info=True)
+    sys.stderr.flush()
+    os._exit(code)  # without waiting for a device thread that may hang

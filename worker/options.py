@@ -1,0 +1,66 @@
+"""The worker's command line, shared by the parent and its child. Imports nothing heavy."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+EXAMPLE = "example: python -m worker --connect tcp://127.0.0.1:5556 --device auto --models models"
+EXITS = "exit codes: 0 stopped or drained, 2 wrong usage, 3 refused by the orchestrator, 1 anything else"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Spans in ms or s as named, sizes in bytes."""
+
+    connect: str
+    device: str
+    name: str | None
+    slots: int
+    models: Path | None
+    memory_budget: int | None
+    log_level: str
+    quantum_ms_max: int
+    load_ms_max: int
+    grace_s: float
+    instructors: list[str]
+    death_pipe: bool
+    instance: str
+    pulse_fd: int
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m worker`."""
+    result = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Run jobs on one device for an Atelier orchestrator.",
+        epilog=f"{EXAMPLE}\n{EXITS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("--connect", required=True, metavar="ENDPOINT", help="the orchestrator's worker plane: ipc://… or tcp://…")
+    add("--device", default="auto", help="auto, cpu, or cuda:N (default: auto)")
+    add("--name", help="worker_id (default: host name and device)")
+    add("--slots", type=_at_least_one, default=1, help="jobs held at a time, the running one included (default: 1)")
+    add("--models", type=Path, metavar="DIR", help="folder of models in diffusers layout")
+    add("--memory-budget", type=_at_least_one, metavar="BYTES", help="for models kept loaded (default: by device)")
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    add("--quantum-ms-max", type=_at_least_one, default=120_000, help="a longer step counts as hung (default: 120000)")
+    add("--load-ms-max", type=_at_least_one, default=600_000, help="the same while loading (default: 600000)")
+    add("--grace-s", type=float, default=20.0, help="for the running job after SIGTERM (default: 20)")
+    add("--instructors", action="append", default=[], metavar="MODULE", help="module that adds actions (repeatable)")
+    add("--death-pipe", action="store_true", help="exit when standard input closes (for launchers)")
+    add("--instance", default="", help=argparse.SUPPRESS)  # parent to child
+    add("--pulse-fd", type=int, default=-1, help=argparse.SUPPRESS)  # parent to child
+    return result
+
+
+def parse(argv: list[str] | None) -> Options:
+    """Exits with code 2 and a message when `argv` is wrong."""
+    return Options(**vars(parser().parse_args(argv)))
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
