@@ -12,8 +12,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from orchestrator.client.calls import Call, ConnectionState
 from orchestrator.client.errors import ClientClosed
-from orchestrator.client.ids import new_id
 from protocol.errors import QueueFull
+from protocol.ids import new_id
 from protocol.limits import MIB
 from protocol.sockets import make_socket
 

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from orchestrator.client.calls import Answer, Call, encode
 from orchestrator.client.connection import Connection
 from orchestrator.client.events import EventStream, JobEvent
-from orchestrator.client.ids import new_id
 from orchestrator.client.results import Blob, Result
 from protocol.codec import attachment_list
 from protocol.errors import AtelierError
+from protocol.ids import new_id
 from protocol.limits import INT_MAX
 from protocol.messages import Event, Request
 

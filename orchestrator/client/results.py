@@ -12,12 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from protocol.errors import MalformedMessage, PayloadTooLarge
 from protocol.messages import Attachment, Response, Timing
+from protocol.recipe import PIXELS_MAX
 from protocol.schemas.inference import ImagesResult
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
 
-PIXELS_MAX = 8192 * 8192  # the largest picture a request can ask for
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 M = TypeVar("M", bound=BaseModel)
 
