@@ -242,7 +242,11 @@ def _sentence(item: Any, origin: Mapping[str, str]) -> str:
 
 
 def _make_private(folder: Path, name: str) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise SettingsError(f"{name}: {folder} must be a folder that belongs to you with mode 0700 (chmod 700 it).")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link, status = folder.lstat(), folder.stat()
+    except OSError as error:
+        raise SettingsError(f"{name}: the folder {folder} cannot be made: {error.strerror}.") from None
+    # Others could have put a link there first, as into /tmp: its owner counts too.
+    if {link.st_uid, status.st_uid} != {os.getuid()} or stat.S_IMODE(status.st_mode) & 0o077:
+        raise SettingsError(f"{name}: {folder} must belong to you with mode 0700 (chmod 700 it).")

@@ -41,6 +41,7 @@ class Store:
             raise
         self._writer = Writer(self._engine, self.completions, wake)
         self._reader = Reader(self._engine, self.completions, wake)
+        self._closed = False
 
     @property
     def queued_writes(self) -> int:
@@ -53,6 +54,8 @@ class Store:
         With a token, a Completion tells that they are on the disk (its value a Duplicate or Expired where there is
         one), or the error: then nothing of this call was written. Without one, they are retried until they are.
         """
+        if self._closed:
+            raise RuntimeError("The store is closed.")
         self._writer.put(Write(rows, token))
 
     def read(self, query: Callable[[Connection], object], token: Hashable) -> None:
@@ -66,6 +69,9 @@ class Store:
 
     def close(self, timeout_s: float) -> None:
         """Write all that is queued, giving up after `timeout_s`, and let go of the database."""
+        if self._closed:
+            return
+        self._closed = True
         end = time.monotonic() + timeout_s
         self._writer.close(timeout_s)
         self._reader.close(max(end - time.monotonic(), 0.1))

@@ -119,7 +119,8 @@ class Writer:
                 return False
             if len(group) > 1:  # one bad row does not take its neighbours with it
                 return sum([self._commit([write]) for write in group]) == len(group)
-            log.exception("a write was refused by the database", rows=[type(row).__name__ for row in group[0].rows])
+            kinds = [type(row).__name__ for row in group[0].rows]
+            log.error("a write was refused by the database", error=_reason(error), rows=kinds)
             self._complete([Completion(group[0].token, error=error)], group)
         else:
             self._complete([Completion(write.token, value) for write, value in zip(group, values, strict=True)], group)
@@ -173,7 +174,8 @@ class Writer:
             if write.token is None:
                 room -= len(write.rows)
                 (self._unsaved if room >= 0 else dropped).append(write)
-        log.error("the database cannot be written", error=str(error), retried=len(self._unsaved), dropped=len(dropped))
+        kept = len(self._unsaved)
+        log.error("the database cannot be written", error=_reason(error), retried=kept, dropped=len(dropped))
         self._complete([Completion(write.token, error=error) for write in told], told + dropped)
 
     def _complete(self, completions: list[Completion], done: list[Write]) -> None:
@@ -199,3 +201,9 @@ def _is_bad_row(error: Exception) -> bool:
         bad = isinstance(error, (IntegrityError, DataError, InterfaceError, ProgrammingError))
         return bad and not error.connection_invalidated
     return isinstance(error, (ArithmeticError, AttributeError, TypeError, ValueError))
+
+
+def _reason(error: Exception) -> str:
+    """For the log: without the statement, which says little, and the rows, which are the users' own."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return f"{type(cause).__name__}: {cause}"

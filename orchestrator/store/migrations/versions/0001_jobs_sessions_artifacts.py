@@ -35,14 +35,14 @@ def upgrade() -> None:
         sa.Column("result", sa.LargeBinary),
         sa.Column("result_attachments", sa.LargeBinary),
     )
-    durable, in_session = sa.text("durable"), sa.text("session_id IS NOT NULL")
+    in_session = sa.text("session_id IS NOT NULL")
     op.create_index(
         "jobs_request",
         "jobs",
         ["tenant", "request_id"],
         unique=True,
-        sqlite_where=durable,
-        postgresql_where=durable,
+        sqlite_where=sa.text("durable = 1"),
+        postgresql_where=sa.text("durable"),
     )
     op.create_index(
         "jobs_session",

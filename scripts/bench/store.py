@@ -1,0 +1,142 @@
+"""How fast the store accepts jobs, beside bare sqlite3 on the same disk, and what its thread costs the broker's.
+
+    python scripts/bench/store.py [--pairs 7] [--seconds 1] [--folder .]
+
+Accepting: 64 jobs in flight, each submitted again when its row is on disk; bare: one transaction of 64 such rows
+after another, same table, same pragmas. Both in turn, `--pairs` times.
+Cost: a thread that only counts runs beside the writer; the time it loses to the GIL is divided by the jobs written,
+each with all its rows (accepted, assigned, completed: 3 job statements, 3 events).
+"""
+
+import argparse
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+from orchestrator.store import EventRow, JobRow, JobUpdate, Outcome, Store, writer
+from orchestrator.store.statements import Statements
+
+IN_FLIGHT = 64
+NUMBERS = count()
+
+
+def job_row() -> JobRow:
+    job_id = f"{next(NUMBERS):012x}-{uuid.uuid4()}"
+    return JobRow(
+        job_id=job_id, tenant="default", request_id=job_id, fingerprint=b"f" * 32, action="inference.text2img",
+        session_id=None, priority=4, durable=True, status="pending", attempt=0, losses=0, created_ms=1_760_000_000_000,
+        queue_timeout_ms=None, run_timeout_ms=None, deadline_ms=None, worker_pin=None, device_pin=None, worker_id=None,
+        traceparent=None, data=b"d" * 200, attachments=b"\x90",
+    )  # fmt: skip
+
+
+def whole_life(row: JobRow) -> list[list]:
+    """The three writes of a job."""
+    job_id, at = row.job_id, row.created_ms
+    events = [EventRow("default", job_id, seq, at, "state", b"e" * 24) for seq in (1, 2, 3)]
+    return [
+        [row, events[0]],
+        [JobUpdate(job_id, "default", "processing", 1, 0, "worker-1"), events[1]],
+        [Outcome(job_id, "default", "completed", 1, at, "worker-1", b"r" * 300, b"\x90"), events[2]],
+    ]
+
+
+def bare(path: Path, seconds: float) -> float:
+    """Jobs per second of bare sqlite3."""
+    store = Store(f"sqlite:///{path}", lambda: None)
+    text = Statements(store._engine.dialect).new_job.text
+    store.close(5)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA synchronous = FULL")
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        rows = [job_row() for _ in range(IN_FLIGHT)]
+        connection.execute("BEGIN")
+        connection.executemany(text, rows)
+        connection.execute("COMMIT")
+        done += len(rows)
+    rate = done / (time.perf_counter() - start)
+    connection.close()
+    return rate
+
+
+def accepting(path: Path, seconds: float) -> float:
+    """Jobs per second through the store, from this thread."""
+    woken = threading.Event()
+    store = Store(f"sqlite:///{path}", woken.set)
+    for number in range(IN_FLIGHT):
+        store.write([job_row()], number)
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        woken.wait()
+        woken.clear()
+        while store.completions:
+            completion = store.completions.popleft()
+            assert completion.error is None
+            done += 1
+            store.write([job_row()], completion.token)
+    rate = done / (time.perf_counter() - start)
+    store.close(5)
+    return rate
+
+
+def gil_per_job(path: Path, jobs: int) -> tuple[float, float]:
+    """(us of GIL per job, jobs per second) while this thread counts and wants the GIL all the time."""
+    lives = [whole_life(job_row()) for _ in range(jobs)]
+    store = Store(f"sqlite:///{path}", lambda: None)
+    writer.GROUP_WRITES_MAX = IN_FLIGHT
+    _, _, unhindered_s = _count(lambda turns: turns < 2000)
+    for stage in range(3):
+        for life in lives:
+            store.write(life[stage])
+    turns, wall_s, unpreempted_s = _count(lambda turns: store.queued_writes > 0)
+    writer.GROUP_WRITES_MAX = 2048
+    store.close(5)
+    return (unpreempted_s - turns * unhindered_s / 2000) / jobs * 1e6, jobs / wall_s
+
+
+def _count(going: Callable[[int], bool]) -> tuple[int, float, float]:
+    """Count while `going`: (turns, seconds, seconds less those spent waiting for a CPU, which Linux tells)."""
+    turns, wall, preempted_ns = 0, time.perf_counter(), _preempted_ns()
+    while going(turns):
+        turns += 1
+        for _ in range(2000):
+            pass
+    wall = time.perf_counter() - wall
+    return turns, wall, wall - (_preempted_ns() - preempted_ns) / 1e9
+
+
+def _preempted_ns() -> int:
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--folder", default=None)
+    options = parser.parse_args()
+    sys.setswitchinterval(0.0005)  # as the orchestrator does
+    ratios, rates = [], []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for pair in range(options.pairs):
+            limit = bare(Path(folder, f"bare{pair}.db"), options.seconds)
+            rate = accepting(Path(folder, f"store{pair}.db"), options.seconds)
+            ratios.append(rate / limit)
+            rates.append((limit, rate))
+            print(f"bare {limit:8.0f}/s   store {rate:8.0f}/s   ratio {rate / limit:.2f}")
+        print(f"ratio: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+        costs = [gil_per_job(Path(folder, f"gil{turn}.db"), 10_000) for turn in range(3)]
+        for cost, rate in costs:
+            print(f"GIL beside a busy thread: {cost:.1f} us per job (whole life), {rate:.0f} jobs/s")
+
+
+if __name__ == "__main__":
+    main()
