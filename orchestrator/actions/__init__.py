@@ -1,0 +1,26 @@
+"""The actions that the orchestrator answers itself, one file per domain.
+
+A handler returns the answer's `data`, or None where the answer comes later; it raises AtelierError to refuse.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.actions import artifact, job, model, session, system, worker
+from orchestrator.actions.ask import Ask
+
+if TYPE_CHECKING:
+    from orchestrator.broker import Broker
+
+Handler = Callable[["Broker", Ask], dict[str, Any] | None]
+
+HANDLERS: dict[str, Handler] = {
+    **system.HANDLERS,
+    **session.HANDLERS,
+    **job.HANDLERS,
+    **artifact.HANDLERS,
+    **worker.HANDLERS,
+    **model.HANDLERS,
+}
+
+__all__ = ["HANDLERS", "Ask", "Handler"]

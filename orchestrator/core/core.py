@@ -63,6 +63,7 @@ class Core:
             e.WorkerGoodbye: self.workers.goodbye,
             e.WorkerUnreachable: self.workers.unreachable,
             e.AssignFailed: self.workers.assign_failed,
+            e.PayloadLost: self.lifecycle.payload_lost,
             e.DrainWorker: self.workers.drain,
             e.Drain: self._drain,
             e.Tick: lambda _: None,

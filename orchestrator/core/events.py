@@ -189,6 +189,14 @@ class AssignFailed:
 
 
 @dataclass(slots=True)
+class PayloadLost:
+    """A job was assigned, but what it was to carry cannot be read: it ends."""
+
+    job_id: str
+    fault: Fault
+
+
+@dataclass(slots=True)
 class DrainWorker:
     worker_id: str
 
@@ -230,6 +238,7 @@ Event = (
     | WorkerGoodbye
     | WorkerUnreachable
     | AssignFailed
+    | PayloadLost
     | DrainWorker
     | Restore
     | Drain

@@ -23,17 +23,6 @@ if TYPE_CHECKING:
 DRAIN_RETRY_AFTER_MS = 5_000
 
 
-def fault_map(fault: Fault) -> dict[str, Any]:
-    """A fault in the wire's form."""
-    return {
-        "code": fault.code.value,
-        "message": fault.message or fault.code.meaning,
-        "details": fault.details or {},
-        "retryable": fault.code.retryable,
-        "retry_after_ms": fault.retry_after_ms,
-    }
-
-
 class Lifecycle:
     def __init__(self, core: "Core") -> None:
         self._core = core
@@ -239,12 +228,15 @@ class Lifecycle:
         job.grace_timer = None
         self.end_cancelled(job, "Its client went away.")
 
+    def payload_lost(self, event: e.PayloadLost) -> None:
+        self.end_failed(self._core.jobs[event.job_id], event.fault)
+
     def end_cancelled(self, job: Job, message: str) -> None:
-        error = fault_map(Fault(ErrorCode.CANCELLED, message))
+        error = Fault(ErrorCode.CANCELLED, message).to_wire()
         self.end(job, Outcome(Status.CANCELLED, error=error))
 
     def end_failed(self, job: Job, fault: Fault) -> None:
-        self.end(job, Outcome(Status.FAILED, error=fault_map(fault)))
+        self.end(job, Outcome(Status.FAILED, error=fault.to_wire()))
 
     def end(self, job: Job, outcome: Outcome) -> None:
         """End a job unless it has ended: the first end wins. A running attempt is told to stop."""

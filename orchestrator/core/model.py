@@ -4,7 +4,6 @@ Times are epoch milliseconds of the caller's clock, spans are `*_ms`.
 """
 
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -13,8 +12,8 @@ from orchestrator.core.states import STATUS, JobState
 from orchestrator.core.timers import Timer
 from protocol.enums import ErrorCode, EventName, Status
 
-Connection = Hashable  # a client connection, as the shell names it
-Peer = Hashable  # a worker connection, as the shell names it
+Connection = Any  # a client connection, as the shell names it; hashable
+Peer = Any  # a worker connection, likewise
 
 ALL_EVENTS = frozenset(EventName)
 NO_EVENTS: frozenset[str] = frozenset()
@@ -45,6 +44,16 @@ class Fault(NamedTuple):
     message: str = ""
     details: dict[str, Any] | None = None
     retry_after_ms: int | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """The `error` map of a response."""
+        return {
+            "code": self.code.value,
+            "message": self.message or self.code.meaning,
+            "details": self.details or {},
+            "retryable": self.code.retryable,
+            "retry_after_ms": self.retry_after_ms,
+        }
 
 
 class AskerKind(StrEnum):

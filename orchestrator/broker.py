@@ -1,0 +1,258 @@
+"""The broker loop: one thread that polls, drains the sockets, feeds the core and carries its commands out.
+
+It never blocks: sends are DONTWAIT, the disk belongs to the store's and the artifacts' threads, and what they
+answer comes back as a completion under a token, here as a continuation.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import structlog
+import zmq
+
+from orchestrator import replies
+from orchestrator.actions import HANDLERS, Ask
+from orchestrator.artifacts import ArtifactStore
+from orchestrator.clock import Clock
+from orchestrator.core import events as e
+from orchestrator.core.core import Core
+from orchestrator.effects import Effects
+from orchestrator.intake import Intake
+from orchestrator.persistence import jobs_of, session_of
+from orchestrator.ports import Connection, Port, Received, Sent
+from orchestrator.settings import Settings
+from orchestrator.store import Expire, Expired, Store
+from orchestrator.store.writer import Completion
+from orchestrator.wakeup import Wakeup
+from orchestrator.workerplane import WorkerPlane
+from protocol.codec import check_attachments, unpack_header
+from protocol.errors import AtelierError, InternalError
+from protocol.ids import new_id
+from protocol.messages import parse_request
+from protocol.schemas import find_action
+from protocol.schemas.base import validate
+
+TURN_MESSAGES_MAX = 256  # of one socket before the loop looks at the others
+EXPIRE_EVERY_MS = 10 * 60 * 1000
+TENANT = "default"  # API keys come with the platform
+
+log = structlog.get_logger("orchestrator")
+Continuation = Callable[[Completion], None]
+
+
+class Broker:
+    def __init__(self, settings: Settings, core: Core, store: Store, artifacts: ArtifactStore, wakeup: Wakeup) -> None:
+        self.settings = settings
+        self.core = core
+        self.store = store
+        self.artifacts = artifacts
+        self.clock = Clock()
+        self.epoch = new_id()
+        self.started_ms = self.clock.now_ms()
+        self.schedulers: frozenset[str] = frozenset()  # that some worker knows; empty: none has said
+        self._wakeup = wakeup
+        self._context = zmq.Context()
+        outbox = settings.outbox_bytes_max
+        self.clients = Port(self._context, settings.client_endpoints, settings.wire_limits, outbox)
+        self.workers = Port(self._context, settings.worker_endpoints, settings.wire_limits, outbox)
+        self._intake = Intake(self)
+        self._workerplane = WorkerPlane(self)
+        self._effects = Effects(self)
+        self._tokens = itertools.count()
+        self._continuations: dict[Hashable, Continuation] = {}
+        self._gone: set[Connection] = set()
+        self._events: deque[e.Event] = deque()
+        self._next_alive_ms = self._next_expire_ms = self.started_ms
+        self._stop = self._drained = False
+        self._drain_until_ms: int | None = None
+
+    # --- the loop ---------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Take in what the store remembers. Before `run`."""
+        recovered = self.store.load()
+        jobs, sessions = jobs_of(recovered), [session_of(row) for row in recovered.sessions]
+        self.feed(e.Restore(jobs, sessions))
+        if jobs:
+            log.info("restored", jobs=len(jobs), sessions=len(sessions))
+
+    def run(self) -> None:
+        """Serve until stopped, or drained after `drain`."""
+        poller = zmq.Poller()
+        for source in (self.clients.socket, self.workers.socket, self._wakeup.fd):
+            poller.register(source, zmq.POLLIN)
+        while not self._stop:
+            ready = {source for source, _ in poller.poll(self._patience_ms())}
+            if self._wakeup.fd in ready:
+                self._wakeup.clear()
+            self._take_completions()
+            if self.workers.socket in ready:
+                self._drain_port(self.workers, self._workerplane.take)
+            if self.clients.socket in ready:
+                self._drain_port(self.clients, self._take_request)
+            self._keep_time()
+
+    def drain(self) -> None:
+        """Take no more work, let what runs end, then stop. A second call stops at once. From signal handlers too."""
+        if self._drain_until_ms is not None:
+            self._stop = True
+        else:
+            self._drain_until_ms = self.clock.now_ms() + self.settings.drain_ms
+        self._wakeup.wake()
+
+    def stop(self) -> None:
+        """Stop at once. From other threads too."""
+        self._stop = True
+        self._wakeup.wake()
+
+    def close(self) -> None:
+        self.clients.close()
+        self.workers.close()
+        self._context.term()
+
+    def _patience_ms(self) -> int:
+        due_ms = min(self._next_alive_ms, self._next_expire_ms)
+        deadline_ms = self.core.next_deadline()
+        if deadline_ms is not None:
+            due_ms = min(due_ms, deadline_ms)
+        return max(0, due_ms - self.clock.now_ms())
+
+    def _drain_port(self, port: Port, take: Callable[[Received], None]) -> None:
+        for _ in range(TURN_MESSAGES_MAX):
+            received = port.receive()
+            if received is None:
+                return
+            try:
+                take(received)
+            except Exception:  # a fault of ours in one message must not end the others
+                log.exception("a message could not be handled")
+
+    def _keep_time(self) -> None:
+        now_ms = self.clock.now_ms()
+        deadline_ms = self.core.next_deadline()
+        if deadline_ms is not None and deadline_ms <= now_ms:
+            self.feed(e.Tick())
+        while self._gone:
+            self.feed(e.ConnectionGone(self._gone.pop()))
+        if now_ms >= self._next_alive_ms:
+            self._next_alive_ms = now_ms + self.settings.alive_ms
+            for connection in list(self.core.askers.waiting()):
+                self.send_client(connection, replies.alive())
+        if now_ms >= self._next_expire_ms:
+            self._next_expire_ms = now_ms + EXPIRE_EVERY_MS
+            self._expire(now_ms)
+        if self._drain_until_ms is not None:
+            self._drain_on(now_ms, self._drain_until_ms)
+
+    def _drain_on(self, now_ms: int, until_ms: int) -> None:
+        if not self.core.draining:
+            log.info("draining")
+            self.feed(e.Drain())
+        if self._drained or now_ms >= until_ms:
+            self._stop = True
+        self._next_alive_ms = min(self._next_alive_ms, until_ms)
+
+    def _expire(self, now_ms: int) -> None:
+        def expired(completion: Completion) -> None:
+            if isinstance(completion.value, Expired):
+                self.artifacts.delete(completion.value.artifact_ids)
+                if completion.value.more:
+                    self._expire(now_ms)
+
+        self.store.write([Expire(now_ms - self.settings.retention_ms)], self.expect(expired))
+
+    # --- continuations ----------------------------------------------------------------------------------------
+
+    def expect(self, continuation: Continuation) -> int:
+        """A token for the store or the artifacts; the continuation runs on this thread with its completion."""
+        token = next(self._tokens)
+        self._continuations[token] = continuation
+        return token
+
+    def _take_completions(self) -> None:
+        for queue in (self.store.completions, self.artifacts.completions):
+            for _ in range(len(queue)):
+                completion = queue.popleft()
+                try:
+                    self._continuations.pop(completion.token)(completion)
+                except Exception:
+                    log.exception("a completion could not be handled")
+
+    # --- the core ---------------------------------------------------------------------------------------------
+
+    def feed(self, event: e.Event) -> None:
+        """Hand an event to the core and carry its commands out; events that these bring about come after them."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return  # the loop below is at work
+        while self._events:
+            try:
+                for command in self.core.handle(self.clock.now_ms(), self._events[0]):
+                    self._effects.carry_out(command)
+            finally:
+                self._events.popleft()
+
+    def all_drained(self) -> None:
+        """Nothing runs any more."""
+        self._drained = True
+
+    # --- clients ----------------------------------------------------------------------------------------------
+
+    def _take_request(self, received: Received) -> None:
+        connection, request_id = received.connection, None
+        try:
+            header = unpack_header(received.header, self.settings.wire_limits)
+            given = header.get("request_id")
+            request_id = given if type(given) is str and len(given) <= 64 else None
+            check_attachments(header, [len(frame) for frame in received.frames], self.settings.wire_limits)
+            request = parse_request(header)
+            action = find_action(request.action)
+            if action.answered_by == "worker":
+                self._intake.submit(connection, TENANT, request, action, received.frames)
+            else:
+                ask = Ask(connection, TENANT, request, validate(action.data, request.data), received.frames)
+                data = HANDLERS[action.name](self, ask)
+                if data is not None:
+                    self.answer(ask, data)
+        except AtelierError as error:
+            self.reject(connection, request_id, error)
+        except Exception:
+            log.exception("a request could not be handled", request_id=request_id)
+            self.reject(connection, request_id, InternalError())
+
+    def reject(self, connection: Connection, request_id: str | None, error: AtelierError) -> None:
+        log.debug("rejected", request_id=request_id, code=error.code.value)
+        self.send_client(connection, replies.failure(request_id, error.to_wire()))
+
+    def answer(self, ask: Ask, data: dict[str, Any]) -> None:
+        self.send_client(ask.connection, replies.success(ask.request_id, data))
+
+    def send_client(
+        self, connection: Connection, header: dict[str, Any], frames: Any = (), *, droppable: bool = False
+    ) -> None:
+        """Send if it can be; a result that cannot stays under `job.result`, a vanished client is noted."""
+        sent = self.clients.send(connection, header, frames, droppable=droppable)
+        if sent is Sent.GONE:
+            self._gone.add(connection)
+        elif sent is Sent.FULL and not droppable:
+            log.warning("a client is too far behind; its answer was not sent", request_id=header.get("request_id"))
+
+    def fleet_models(self) -> list[dict[str, Any]]:
+        """What the connected workers can run, each with the workers that have it and have it loaded."""
+        found: dict[str, dict[str, Any]] = {}
+        for worker in sorted(self.core.fleet.by_id.values(), key=lambda worker: worker.worker_id):
+            for name in sorted(worker.profile.capability.models or ()):
+                entry = found.setdefault(name, {**self._workerplane.models[name], "workers": [], "resident_on": []})
+                entry["workers"].append(worker.worker_id)
+                if name in worker.profile.resident:
+                    entry["resident_on"].append(worker.worker_id)
+        return [found[name] for name in sorted(found)]
+
+    def default_model_id(self) -> str | None:
+        """The model of requests that name none: the setting, else the only one there is."""
+        if self.settings.default_model_id is not None:
+            return self.settings.default_model_id
+        known = self._workerplane.models
+        return next(iter(known)) if len(known) == 1 else None

@@ -1,0 +1,125 @@
+"""From a client's message to the core's Submit: everything that can be refused without asking the core.
+
+Nothing here runs long on the broker thread: attachments above 64 KiB, and all of durable jobs, are hashed and
+written by the artifact thread before the core sees the job.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core import events as e
+from orchestrator.payload import Payload, cost_of, requirement_of
+from orchestrator.ports import Connection
+from orchestrator.store.writer import Completion
+from protocol.codec import Buffer, fingerprint
+from protocol.errors import AtelierError, InvalidRequest, QueueFull, Unavailable
+from protocol.ids import new_id
+from protocol.limits import ARTIFACT_INLINE_BYTES, PRIORITY_DEFAULT
+from protocol.messages import Request
+from protocol.schemas import Action, nearest
+from protocol.schemas.base import validate
+
+if TYPE_CHECKING:
+    from orchestrator.broker import Broker
+
+UNSAVED_MAX = 20_000  # groups of rows on their way to the disk, before durable jobs are refused
+
+
+class Intake:
+    def __init__(self, broker: "Broker") -> None:
+        self._broker = broker
+        self._preparing_nbytes = 0
+
+    def submit(self, connection: Connection, tenant: str, request: Request, action: Action, frames: list[Any]) -> None:
+        """Take in one request for work. Raises AtelierError where it is refused."""
+        data, priority = self._with_defaults(tenant, request, action)
+        validate(action.data, data)
+        self._check_scheduler(data)
+        attachments = [entry.to_wire() for entry in request.attachments]
+        payload = Payload(action.name, data, attachments, frames)
+        event = e.Submit(
+            job_id=new_id(),
+            tenant=tenant,
+            request_id=request.request_id,
+            fingerprint=b"",
+            connection=connection,
+            requirement=requirement_of(action.name, data, request.worker_id, request.device_id),
+            cost=cost_of(action.name, data),
+            priority=priority,
+            durable=not request.wait,
+            events=frozenset() if connection.is_req else frozenset(request.events),
+            probed=not connection.is_req,
+            session_id=request.session_id,
+            queue_timeout_ms=request.queue_timeout_ms,
+            run_timeout_ms=request.run_timeout_ms,
+            deadline_ms=request.deadline_ms,
+            payload=payload,
+            payload_nbytes=sum(entry["nbytes"] for entry in attachments),
+            traceparent=request.traceparent,
+        )
+        if event.durable and self._broker.store.queued_writes > UNSAVED_MAX:
+            raise Unavailable("The disk is behind with accepted jobs.", retry_after_ms=1000)
+        self._identify(event, request, payload)
+
+    def _with_defaults(self, tenant: str, request: Request, action: Action) -> tuple[dict[str, Any], int]:
+        """The request's data with the session's defaults and the default model, and its priority."""
+        data, fields = request.data, action.data.model_fields
+        session = self._broker.core.session(tenant, request.session_id) if request.session_id else None
+        if session is not None and session.defaults:
+            data = {**{key: value for key, value in session.defaults.items() if key in fields}, **data}
+        default_model_id = self._broker.default_model_id()
+        if "model_id" in fields and data.get("model_id") is None and default_model_id is not None:
+            data = {**data, "model_id": default_model_id}
+        priority = request.priority
+        if priority is None:
+            priority = session.priority if session is not None else None
+        return data, PRIORITY_DEFAULT if priority is None else priority
+
+    def _check_scheduler(self, data: dict[str, Any]) -> None:
+        known = self._broker.schedulers
+        name = data.get("scheduler")
+        if name is not None and known and name.lower() not in known:
+            field = {"field": "scheduler", "problem": "unknown scheduler", "nearest": nearest(name.lower(), known)}
+            raise InvalidRequest("No worker knows this scheduler.", details={"fields": [field]})
+
+    def _identify(self, event: e.Submit, request: Request, payload: Payload) -> None:
+        """Find the fingerprint and, for a durable job, put its attachments on disk; then let the core decide."""
+        frames = payload.frames or ()
+        large = any(entry["nbytes"] > ARTIFACT_INLINE_BYTES for entry in payload.attachments)
+        if not frames or not (large or event.durable):
+            digests = [hashlib.sha256(frame).digest() for frame in frames]
+            self._hand_over(event, request, payload, digests)
+            return
+        limit = self._broker.settings.payload_bytes_max
+        if self._preparing_nbytes + event.payload_nbytes > limit:
+            raise QueueFull("Too many attachments are being taken in.", retry_after_ms=1000)
+        nbytes = event.payload_nbytes
+        self._preparing_nbytes += nbytes
+
+        def identified(completion: Completion) -> None:
+            self._preparing_nbytes -= nbytes
+            if completion.error is not None:
+                self._broker.reject(event.connection, event.request_id, disk_error(completion.error))
+            else:
+                self._hand_over(event, request, payload, completion.value)
+
+        buffers: list[Buffer] = [memoryview(frame) for frame in frames]
+        if event.durable or self._broker.core.payload_nbytes + nbytes > limit:
+            payload.artifact_ids = [new_id() for _ in buffers]
+            payload.frames, event.payload_nbytes = None, 0  # read back when a worker gets the job
+            items = list(zip(payload.artifact_ids, buffers, strict=True))
+            self._broker.artifacts.put(items, self._broker.expect(identified))
+        else:
+            self._broker.artifacts.hash(buffers, self._broker.expect(identified))
+
+    def _hand_over(self, event: e.Submit, request: Request, payload: Payload, digests: list[bytes]) -> None:
+        payload.digests = digests
+        event.fingerprint = fingerprint(request.action, request.session_id, request.data, payload.attachments, digests)
+        self._broker.feed(event)
+        if payload.artifact_ids and event.job_id not in self._broker.core.jobs:
+            self._broker.artifacts.delete(payload.artifact_ids)  # refused, or the same request once more
+
+
+def disk_error(error: Exception) -> AtelierError:
+    """What a client hears of a failing disk: a code, never the cause."""
+    return error if isinstance(error, AtelierError) else Unavailable("The server's disk fails at present.")

@@ -1,0 +1,33 @@
+"""What a job carries to its worker: its data and attachments, in memory or on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.core.model import Cost, Requirement
+from protocol.codec import Buffer
+
+
+@dataclass(slots=True)
+class Payload:
+    """`frames` None: the attachments are in the artifacts of these ids."""
+
+    action: str
+    data: dict[str, Any]
+    attachments: list[dict[str, Any]] = field(default_factory=list)  # {media_type, nbytes}
+    frames: Sequence[Buffer] | None = ()
+    artifact_ids: Sequence[str] = ()
+    digests: Sequence[bytes] = ()  # SHA-256 of each attachment; empty for a job that was restored
+
+
+def requirement_of(action: str, data: dict[str, Any], worker_id: str | None, device_id: str | None) -> Requirement:
+    return Requirement(action, data.get("model_id"), worker_id, device_id)
+
+
+def cost_of(action: str, data: dict[str, Any]) -> Cost:
+    """Jobs of one model and size take time in proportion to their steps and pictures."""
+    steps = data.get("steps")
+    if steps is None:
+        return Cost(action, 1.0)
+    key = f"{action} {data.get('model_id')} {data.get('width')}x{data.get('height')}"
+    return Cost(key, float(steps) * float(data.get("num_images", 1)))

@@ -1,0 +1,174 @@
+"""Between the core's records and the store's rows, both ways."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.core.model import EventRecord, Job, Session, SessionStatus
+from orchestrator.core.states import JobState
+from orchestrator.payload import Payload, cost_of, requirement_of
+from orchestrator.replies import timing
+from orchestrator.store import ArtifactRow, EventRow, JobRow, JobUpdate, Outcome, Recovered, Row, SessionRow
+from protocol.codec import pack, unpack
+from protocol.enums import Status
+
+SEQ_GAP = 10_000  # above the highest stored seq: events that never reached the disk have been sent under these
+
+
+def stored_attachments(attachments: list[dict[str, Any]], artifact_ids: Sequence[str]) -> bytes:
+    return pack([{**entry, "artifact_id": name} for entry, name in zip(attachments, artifact_ids, strict=True)])
+
+
+def job_rows(job: Job) -> list[Row]:
+    """A durable job at its acceptance, and its attachments."""
+    payload: Payload = job.payload
+    return [_job_row(job, payload), *_artifact_rows(job, payload.attachments, payload.artifact_ids, payload.digests)]
+
+
+def _job_row(job: Job, payload: Payload | None) -> JobRow:
+    data = payload.data if payload else {}
+    attachments = stored_attachments(payload.attachments, payload.artifact_ids) if payload else pack([])
+    return JobRow(
+        job_id=job.job_id,
+        tenant=job.tenant,
+        request_id=job.request_id,
+        fingerprint=job.fingerprint,
+        action=job.requirement.action,
+        session_id=job.session_id,
+        priority=job.priority,
+        durable=job.durable,
+        status=job.status.value,
+        attempt=job.attempt,
+        losses=job.losses,
+        created_ms=job.created_ms,
+        queue_timeout_ms=job.queue_timeout_ms,
+        run_timeout_ms=job.run_timeout_ms,
+        deadline_ms=job.deadline_ms,
+        worker_pin=job.requirement.worker_pin,
+        device_pin=job.requirement.device_pin,
+        worker_id=job.worker_id,
+        traceparent=job.traceparent,
+        data=pack(data),
+        attachments=attachments,
+        finished_ms=job.finished_ms,
+    )
+
+
+def _artifact_rows(
+    job: Job, attachments: list[dict[str, Any]], artifact_ids: Sequence[str], digests: Sequence[bytes]
+) -> list[ArtifactRow]:
+    return [
+        ArtifactRow(
+            name,
+            job.tenant,
+            entry["media_type"],
+            entry["nbytes"],
+            digest,
+            job.finished_ms or job.created_ms,
+            job.job_id,
+        )
+        for name, entry, digest in zip(artifact_ids, attachments, digests, strict=True)
+    ]
+
+
+def event_row(job: Job, record: EventRecord) -> EventRow:
+    return EventRow(job.tenant, job.job_id, record.seq, record.at_ms, record.name, pack(record.data))
+
+
+def record_rows(job: Job, record: EventRecord) -> list[Row]:
+    """Written behind: an event of a durable job, and where the job now is."""
+    update = JobUpdate(job.job_id, job.tenant, job.status.value, job.attempt, job.losses, job.worker_id)
+    return [event_row(job, record), update]
+
+
+def outcome_rows(job: Job, record: EventRecord, artifact_ids: Sequence[str], digests: Sequence[bytes]) -> list[Row]:
+    """A durable job's end, its terminal event and the attachments of its result."""
+    outcome = job.outcome
+    assert outcome is not None
+    assert job.finished_ms is not None
+    result = {
+        "data": outcome.data,
+        "error": outcome.error,
+        "timing": timing(job, job.finished_ms),
+        "worker_id": outcome.worker_id,
+        "device_id": outcome.device_id,
+        "attempt": job.attempt,
+    }
+    row = Outcome(
+        job_id=job.job_id,
+        tenant=job.tenant,
+        status=outcome.status.value,
+        attempt=job.attempt,
+        finished_ms=job.finished_ms,
+        worker_id=outcome.worker_id,
+        result=pack(result),
+        attachments=stored_attachments(outcome.attachments, artifact_ids),
+    )
+    return [row, event_row(job, record), *_artifact_rows(job, outcome.attachments, artifact_ids, digests)]
+
+
+def audit_rows(job: Job) -> list[Row]:
+    """Written behind: the summary and events of a job that lived in memory. Its prompt and result are not kept."""
+    records = [record for record in job.events or () if record.name in ("state", "item")]
+    return [_job_row(job, None), *(event_row(job, record) for record in records)]
+
+
+def session_row(session: Session) -> SessionRow:
+    return SessionRow(
+        session_id=session.session_id,
+        tenant=session.tenant,
+        name=session.name,
+        status=session.status.value,
+        defaults=pack(session.defaults),
+        priority=session.priority,
+        idle_timeout_ms=session.idle_timeout_ms,
+        created_ms=session.created_ms,
+        touched_ms=session.touched_ms,
+    )
+
+
+def session_of(row: SessionRow) -> Session:
+    return Session(
+        session_id=row.session_id,
+        tenant=row.tenant,
+        name=row.name,
+        defaults=unpack(row.defaults),
+        priority=row.priority,
+        idle_timeout_ms=row.idle_timeout_ms,
+        created_ms=row.created_ms,
+        touched_ms=row.touched_ms,
+        status=SessionStatus(row.status),
+    )
+
+
+def jobs_of(recovered: Recovered) -> list[Job]:
+    """The jobs a restarted orchestrator goes on with."""
+    return [_job_of(row, recovered.max_seq.get(row.job_id, 0)) for row in recovered.jobs]
+
+
+def _job_of(row: JobRow, max_seq: int) -> Job:
+    data, stored = unpack(row.data), unpack(row.attachments)
+    attachments = [{"media_type": entry["media_type"], "nbytes": entry["nbytes"]} for entry in stored]
+    names = [entry["artifact_id"] for entry in stored]
+    processing = row.status == Status.PROCESSING.value
+    return Job(
+        job_id=row.job_id,
+        tenant=row.tenant,
+        request_id=row.request_id,
+        fingerprint=row.fingerprint,
+        requirement=requirement_of(row.action, data, row.worker_pin, row.device_pin),
+        cost=cost_of(row.action, data),
+        priority=row.priority,
+        durable=True,
+        state=JobState.ADOPTING if processing else JobState.QUEUED,
+        created_ms=row.created_ms,
+        session_id=row.session_id,
+        queue_timeout_ms=row.queue_timeout_ms,
+        run_timeout_ms=row.run_timeout_ms,
+        deadline_ms=row.deadline_ms,
+        payload=Payload(row.action, data, attachments, None if names else (), names),
+        traceparent=row.traceparent,
+        attempt=row.attempt,
+        losses=row.losses,
+        worker_id=row.worker_id,
+        seq=max_seq + SEQ_GAP,
+    )
