@@ -18,12 +18,12 @@ ARTIFACT_INLINE_BYTES = 64 * KIB  # attachments above this are hashed off the br
 class WireLimits:
     """What one message may hold. Sizes in bytes."""
 
-    header_bytes_max: int = 1 * MIB
+    header_bytes_max: int = 1 * MIB  # of the header frame
     nesting_max: int = 32  # containers around a value; the header's own map is the first
     entries_max: int = 16_384  # of one array or map in the header; longer lists travel as an attachment
-    attachments_max: int = 64
+    attachments_max: int = 64  # of one message
     attachment_bytes_max: int = 256 * MIB  # all of one message together
-    frame_bytes_max: int = 64 * MIB  # libzmq drops the connection above it
+    frame_bytes_max: int = 64 * MIB  # of any one frame; above it libzmq drops the connection, unanswered
 
 
 DEFAULT_LIMITS = WireLimits()

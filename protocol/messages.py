@@ -77,9 +77,9 @@ class Request(Message):
 class Timing(Message):
     """Where a job's time went."""
 
-    queued_ms: Count = 0  # waiting, over all attempts
-    running_ms: Count = 0  # in the last attempt
-    total_ms: Count = 0  # from receipt to the end
+    queued_ms: Count = 0  # from receipt to the first attempt
+    running_ms: Count = 0  # of the last attempt
+    total_ms: Count = 0  # from receipt to the end, or until now
 
 
 class Response(Message):
@@ -94,7 +94,7 @@ class Response(Message):
     status: Status | None = Field(default=None, strict=False)  # of the job; null: there is no job
     data: Data = {}  # the action's result, see Actions; empty where `success` is false
     error: Data | None = None  # see Errors
-    timing: Timing | None = None  # null: there is no job, or it has not ended
+    timing: Timing | None = None  # null: there is no job, or it was only accepted
     worker_id: str | None = None  # who ran the last attempt
     device_id: str | None = None  # where
     attempt: Count | None = None  # number of the last attempt, from 1

@@ -181,7 +181,7 @@ def responses_and_events() -> list[Vector]:
             event(2, "progress", {"step": 5, "steps": 20, "image": 0, "images": 2, "eta_ms": 640})),
         say("event_preview", "A small picture of the unfinished latents.",
             event(3, "preview", {"attachment": 0, "media_type": "image/png", "width": 64, "height": 64, "step": 5,
-                                 "image": 0}, attachments=described(("image/png", PNG))), [PNG]),
+                                 "steps": 20, "image": 0}, attachments=described(("image/png", PNG))), [PNG]),
         say("event_item", "One of several pictures is done.",
             event(4, "item", {"index": 0, "seed": 7, "media_type": "image/png", "width": 64, "height": 64,
                               "attachment": 0}, attachments=described(("image/png", PNG))), [PNG]),
@@ -190,7 +190,7 @@ def responses_and_events() -> list[Vector]:
             event(257, "state", {"status": "failed", "attempt": 3, "worker_id": None,
                                  "error": error("poisoned", "The job took down three workers.")})),
         vector("alive", "Sent every 2 s while a wait: true request is open. A kind a peer does not know is ignored.",
-               {"kind": "alive"}, direction="from_orchestrator", ignored=True),
+               {"protocol": 1, "kind": "alive"}, direction="from_orchestrator", ignored=True),
     ]  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def worker_plane() -> list[Vector]:
          {"kind": "welcome", "protocol": 1, "worker_id": "worker-0", "orchestrator_epoch": "01934b2e",
           "heartbeat_ms": 2000, "lease_ms": 15_000}, []),
         ("refused", "It is not: its name is taken by a living instance.", "from",
-         {"kind": "refused", "error": error("request_conflict", "A worker of this name is connected.")}, []),
+         {"kind": "refused", "error": error("unavailable", "A worker of this name is connected.", retryable=True)}, []),
         ("heartbeat", "The worker lives.", "to",
          {"kind": "heartbeat", "held": [held], "memory_free": 149_000_000_000, "resident_models": ["demo"],
           "quantum_age_ms": 12}, []),

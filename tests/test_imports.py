@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "orchestrator.client": ("protocol",),
     "orchestrator.gateway": ("protocol", "orchestrator.client"),
     "orchestrator.cli": PACKAGES,
+    "orchestrator.__main__": PACKAGES,  # the same commands, as `python -m orchestrator`
     "orchestrator": ("protocol",),
     "instructors": ("protocol",),
     "worker": ("protocol", "instructors"),

@@ -13,12 +13,12 @@ class ArtifactRef(ActionData):
 
 
 class ArtifactInfo(ResultData):
-    """`artifact.get` carries the bytes as its one attachment."""
+    """The answer to `artifact.get` carries the bytes as its one attachment."""
 
     artifact_id: str
     media_type: str
     nbytes: int
-    sha256: str
+    sha256: str  # hex
     created_at: str
 
 

@@ -16,35 +16,35 @@ class JobRef(ActionData):
 
 
 class JobList(ActionData):
-    """The newest jobs first. `status` keeps those of one status; `before` continues after a page's last job_id."""
+    """Pages of jobs."""
 
-    status: Annotated[Status, Field(strict=False)] | None = None
-    session_id: Id | None = None
-    limit: Annotated[Int, Field(ge=1, le=1000)] = 50
-    before: Id | None = None
+    status: Annotated[Status, Field(strict=False)] | None = None  # only those of this status
+    session_id: Id | None = None  # only those of this session
+    limit: Annotated[Int, Field(ge=1, le=1000)] = 50  # of one page
+    before: Id | None = None  # the last job_id of the page before
 
 
 class JobResult(ActionData):
-    """Wait up to `wait_ms` for the end of a job; 0 answers at once with what is known."""
+    """Wait for the end of a job."""
 
     job_id: Id
-    wait_ms: Annotated[Int, Field(ge=0, le=3_600_000)] = 0
+    wait_ms: Annotated[Int, Field(ge=0, le=3_600_000)] = 0  # at most so long; 0: answer at once with what is known
 
 
 class JobEvents(ActionData):
     """Stream a job's events from after `after_seq`, until its terminal `state` event."""
 
     job_id: Id
-    after_seq: Annotated[Int, Field(ge=0)] = 0
+    after_seq: Annotated[Int, Field(ge=0)] = 0  # 0: from the oldest kept
 
 
 class AcceptedResult(ResultData):
-    """The answer to `wait: false`. Spans in ms from now; `estimate_measured` tells a measured one from a guess."""
+    """The answer to `wait: false`."""
 
     job_id: str
-    estimated_start_ms: int
-    estimated_completion_ms: int
-    estimate_measured: bool
+    estimated_start_ms: int  # from now
+    estimated_completion_ms: int  # from now
+    estimate_measured: bool  # false: a guess, no such job has run yet
 
 
 class JobInfo(ResultData):
@@ -54,12 +54,12 @@ class JobInfo(ResultData):
     status: Status
     session_id: str | None = None
     priority: int
-    attempt: int
-    worker_id: str | None = None
+    attempt: int  # 0: none yet
+    worker_id: str | None = None  # of the last attempt
     progress: float | None = None  # 0 to 1
     created_at: str
     finished_at: str | None = None
-    error: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None  # see Errors
 
 
 class JobListResult(ResultData):
@@ -67,8 +67,8 @@ class JobListResult(ResultData):
 
 
 class JobEventsResult(ResultData):
-    oldest_seq: int
-    status: Status
+    oldest_seq: int  # of the events kept; what came before is gone
+    status: Status  # at this moment
 
 
 class CancelResult(ResultData):

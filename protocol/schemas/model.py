@@ -7,10 +7,10 @@ from protocol.schemas.system import NoData
 
 
 class ModelListResult(ResultData):
-    """`models`: {model_id, family, actions, content_hash, workers: [worker_id], resident_on: [worker_id]}."""
+    """What can be asked for by name."""
 
-    models: list[dict[str, Any]]
-    default_model_id: str | None = None
+    models: list[dict[str, Any]]  # {model_id, family, actions, content_hash, workers, resident_on: [worker_id]}
+    default_model_id: str | None = None  # used where a request names none
 
 
 ACTIONS = [

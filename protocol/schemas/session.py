@@ -11,15 +11,12 @@ from protocol.schemas.job import Id
 
 
 class SessionCreate(ActionData):
-    """`defaults` are `data` fields for the session's jobs, used where an action has the field and a job leaves it out.
+    """A session groups jobs and gives them defaults."""
 
-    A session with no live job that nobody touches for `idle_timeout_ms` expires.
-    """
-
-    name: Annotated[str, Field(max_length=NAME_LENGTH_MAX)] = ""
-    defaults: dict[str, Any] = {}
-    priority: Annotated[Int, Field(ge=0, le=PRIORITY_MAX)] | None = None
-    idle_timeout_ms: SpanMs = 24 * 3600 * 1000
+    name: Annotated[str, Field(max_length=NAME_LENGTH_MAX)] = ""  # for people
+    defaults: dict[str, Any] = {}  # `data` fields, used where an action has the field and a job leaves it out
+    priority: Annotated[Int, Field(ge=0, le=PRIORITY_MAX)] | None = None  # of its jobs that give none
+    idle_timeout_ms: SpanMs = 24 * 3600 * 1000  # without a live job and untouched for so long, it expires
 
 
 class SessionRef(ActionData):

@@ -13,10 +13,10 @@ class NoData(ActionData):
 
 
 class NoopData(ActionData):
-    """Any value to be echoed; attachments are echoed too. `sleep_ms` makes it take time, in steps of 10 ms."""
+    """Attachments are echoed too."""
 
-    echo: Any = None
-    sleep_ms: Annotated[Int, Field(ge=0, le=3_600_000)] = 0
+    echo: Any = None  # any value, to be echoed
+    sleep_ms: Annotated[Int, Field(ge=0, le=3_600_000)] = 0  # take so long, in steps of 10 ms
 
 
 class NoopResult(ResultData):
@@ -28,26 +28,26 @@ class PingResult(ResultData):
 
 
 class InfoResult(ResultData):
-    version: str
-    protocol: int
+    version: str  # of the server
+    protocol: int  # the version of the wire
     epoch: str  # new at each start of the orchestrator
     started_at: str
-    limits: dict[str, int]
+    limits: dict[str, int]  # the server's, by the names in Limits
 
 
 class CapabilitiesResult(ResultData):
-    actions: list[str]
-    models: list[dict[str, Any]]
-    schedulers: list[str]
+    actions: list[str]  # that some worker runs
+    models: list[dict[str, Any]]  # as in `model.list`
+    schedulers: list[str]  # names that `scheduler` takes
 
 
 class StatsResult(ResultData):
     jobs: dict[str, int]  # by status, of the jobs in memory
-    queued: int
-    workers: int
-    workers_free: int
-    connections: int
-    draining: bool
+    queued: int  # jobs waiting for a worker
+    workers: int  # connected
+    workers_free: int  # of these, with a free slot
+    connections: int  # of clients
+    draining: bool  # the server is stopping and takes no work
 
 
 ACTIONS = [

@@ -18,7 +18,7 @@ class WorkerInfo(ResultData):
     slots: int
     jobs: list[str]  # job_ids it holds
     resident_models: list[str]
-    quantum_age_ms: int
+    quantum_age_ms: int  # since its device thread last came up for air
     last_seen_ms: int  # since its last message
 
 
