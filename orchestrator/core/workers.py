@@ -36,8 +36,7 @@ class Workers:
         new = not self._core.fleet.seen(event.worker_id, event.instance_id)
         before: dict[str, Slot] = {}
         if known is not None:  # the same worker on a new connection, or its process was started again
-            before = known.jobs
-            self._retire(known)
+            before = self._retire(known)
         worker = self._core.fleet.add(event, self._core.now_ms)
         self._core.commands.append(c.WelcomeWorker(worker.peer, worker.worker_id))
         self._renew(worker)
@@ -82,9 +81,7 @@ class Workers:
         worker = self._core.fleet.by_peer.get(event.peer)
         if worker is None:
             return
-        held = worker.jobs
-        self._retire(worker)
-        for job_id, slot in held.items():
+        for job_id, slot in self._retire(worker).items():
             job = self._core.jobs.get(job_id)
             if job is not None and self._holds(worker.worker_id, job, slot.attempt):
                 self._core.lifecycle.give_back(job)
@@ -127,18 +124,17 @@ class Workers:
             worker.lease = self._core.timers.add(ends_ms, self._lease_due, worker)
 
     def _lose(self, worker: Worker) -> None:
-        held = worker.jobs
-        self._retire(worker)
-        for job_id, slot in held.items():
+        for job_id, slot in self._retire(worker).items():
             self._attempt_lost(worker.worker_id, job_id, slot)
 
-    def _retire(self, worker: Worker) -> None:
+    def _retire(self, worker: Worker) -> dict[str, Slot]:
+        """Forget a worker; returns what it held."""
         self._core.timers.cancel(worker.lease)
         held = dict(worker.jobs)
         for job_id in held:
             self._core.fleet.vacate(worker, job_id, self._core.jobs.get(job_id))
         self._core.fleet.remove(worker)
-        worker.jobs = held
+        return held
 
     def _attempt_lost(self, worker_id: str, job_id: str, slot: Slot) -> None:
         job = self._core.jobs.get(job_id)
