@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     threading.Thread(target=_die_with_parent, name="death pipe", daemon=True).start()
-    _forbid_downloads()
+    _prepare_libraries()
     device = hardware.find(options.device)
     worker_id = options.name or f"{gethostname()}-{device.device_id}"
     logs.configure(options.log_level, worker_id=worker_id)
@@ -89,9 +89,13 @@ def _nothing() -> None:
     """A worker without models needs no slow imports."""
 
 
-def _forbid_downloads() -> None:
-    """Models come from the model folder, never from the network. Read by the libraries when they are imported."""
+def _prepare_libraries() -> None:
+    """Read by the libraries when they are imported: models come from the model folder, never from the network; one
+    core is left to the other threads (threads that share a core wait for each other at every operation)."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) - 1, 1)))
 
 
 def _die_with_parent() -> None:

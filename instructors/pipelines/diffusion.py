@@ -7,8 +7,10 @@ from copy import copy
 from math import lcm
 from typing import Any
 
+import diffusers
 import structlog
 import torch
+import transformers
 from diffusers import AutoPipelineForText2Image
 from PIL import Image
 
@@ -19,6 +21,9 @@ from protocol.errors import InvalidRequest, ModelInvalid
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
 PREVIEW_QUALITY = 80
+
+for library in (diffusers, transformers):
+    library.utils.logging.disable_progress_bar()
 
 log = structlog.get_logger("instructors.diffusion")
 
