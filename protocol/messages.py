@@ -51,7 +51,7 @@ Attachments = Annotated[list[Attachment], FIRST_FAULT]
 class Request(Message):
     """What a client sends."""
 
-    protocol: Int = PROTOCOL_VERSION  # 1; required
+    protocol: Int = PROTOCOL_VERSION  # 1
     request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]  # made by the client; the idempotency key
     action: Name  # `domain.operation`, see Actions
     data: Data = {}  # the action's own fields, see Actions
@@ -119,12 +119,12 @@ class HeldJob(Message):
 
     job_id: Name
     attempt: Count
-    state: HeldState = Field(strict=False)  # see Held jobs
+    state: HeldState = Field(strict=False)  # see below
     tenant: Name  # this and the rest as in `assign`: enough to adopt the job after a restart
     request_id: Name
     fingerprint: Fingerprint
     action: Name
-    durable: bool = False
+    durable: bool = False  # as in `assign`
 
 
 Held = Annotated[list[HeldJob], FIRST_FAULT]
@@ -215,7 +215,7 @@ class Assign(Message):
     tenant: Name
     request_id: Name
     fingerprint: Fingerprint  # see Idempotency
-    durable: bool = False  # `wait: false`; the worker repeats it in its held list
+    durable: bool = False  # `wait: false`
     exclusive: bool = False  # alone on the worker
     traceparent: str | None = None
     attachments: Attachments = []  # the client's frames, untouched

@@ -196,7 +196,7 @@ def responses_and_events() -> list[Vector]:
 
 def worker_plane() -> list[Vector]:
     held = {"job_id": JOB, "attempt": 1, "state": "running", "tenant": "default", "request_id": "r-1",
-            "fingerprint": PRINT, "action": "system.noop"}  # fmt: skip
+            "fingerprint": PRINT, "action": "system.noop", "durable": False}  # fmt: skip
     hello = {"kind": "hello", "protocol": 1, "worker_id": "worker-0", "instance_id": "01934b2e-7c00-7000",
              "device": {"device_id": "cuda:0", "kind": "NVIDIA H200", "memory_total": 150_754_820_096,
                         "memory_free": 149_000_000_000},
@@ -206,7 +206,7 @@ def worker_plane() -> list[Vector]:
              "slots": 4, "resident_models": ["demo"], "held": [], "draining": False}  # fmt: skip
     about = {"job_id": JOB, "attempt": 1}
     assign = {"kind": "assign", **about, "action": "inference.text2img", "data": TEXT2IMG, "tenant": "default",
-              "request_id": "r-1", "fingerprint": PRINT, "exclusive": False, "traceparent": None,
+              "request_id": "r-1", "fingerprint": PRINT, "exclusive": False, "durable": True, "traceparent": None,
               "attachments": []}  # fmt: skip
     bad_hello = {**hello, "slots": 0}
     cases: list[tuple[str, str, str, dict[str, Any], list[bytes]]] = [
@@ -246,8 +246,8 @@ def worker_plane() -> list[Vector]:
         ("drain", "Finish what you hold, then leave.", "from", {"kind": "drain"}, []),
         ("goodbye", "The worker leaves on purpose.", "to", {"kind": "goodbye"}, []),
     ]  # fmt: skip
-    to = {"plane": "worker", "direction": "to_orchestrator"}
-    refused = {**to, "refuse": "malformed_message"}
+    to: dict[str, Any] = {"plane": "worker", "direction": "to_orchestrator"}
+    refused: dict[str, Any] = {**to, "refuse": "malformed_message"}
     return [
         *(vector(name, text, header, raw, plane="worker", direction=f"{way}_orchestrator")
           for name, text, way, header, raw in cases),
@@ -330,8 +330,8 @@ def refused_framing() -> list[Vector]:
     text_1_mib = pack(request())[:-1] + b"\x81\xa4echo\xdb" + MIB.to_bytes(4, "big")
     count = DEFAULT_LIMITS.attachments_max + 1
     five = 5 * [{"media_type": "application/octet-stream", "nbytes": 64 * MIB}]
-    wrong = {"refuse": "malformed_message"}
-    large = {"refuse": "payload_too_large"}
+    wrong: dict[str, Any] = {"refuse": "malformed_message"}
+    large: dict[str, Any] = {"refuse": "payload_too_large"}
     return [
         *(raw_vector(name, text, [raw.hex()], **wrong) for name, (text, raw) in malformed.items()),
         raw_vector("array_too_long", "16,385 entries.", [echoed_zeros(DEFAULT_LIMITS.entries_max + 1)], **wrong),
