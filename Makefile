@@ -1,0 +1,62 @@
+# Everything a person runs by hand. `make` alone lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SEEDS  ?= 10000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint coverage simulate bench bench-dispatch bench-core bench-store evaluate-demo-model \
+        train-demo-model docs clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-30s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Atelier needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,dev]'
+	@touch $@
+
+demo: $(READY)  ## set everything up and generate a picture with the shipped model
+	@$(BIN)/atelier generate "a red circle on a white background" --local --seed 7 -o demo.png
+
+test: $(READY)  ## set everything up and run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+coverage: $(READY)  ## the tests with branch coverage; the core must have 95 %
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html
+	$(BIN)/coverage report --include='orchestrator/core/*' --fail-under=95
+
+simulate: $(READY)  ## the scheduler under faults: make simulate SEEDS=10000
+	$(BIN)/python scripts/simulate.py --seeds $(SEEDS)
+
+bench: bench-dispatch bench-core bench-store  ## all benchmarks
+
+bench-dispatch: $(READY)  ## jobs per second through the orchestrator, beside raw ZeroMQ
+	$(BIN)/python -m scripts.bench.dispatch
+
+bench-core: $(READY)  ## the cost of an event against queue length and fleet size
+	$(BIN)/python -m scripts.bench.core_scale
+
+bench-store: $(READY)  ## accepted jobs per second, beside raw SQLite
+	$(BIN)/python -m scripts.bench.store
+
+evaluate-demo-model: $(READY)  ## 100 fresh prompts: how often are colours and shapes right?
+	$(BIN)/python -m scripts.demo_model.evaluate
+
+train-demo-model: $(READY)  ## train the demo model anew (hours on a CPU)
+	$(BIN)/python -m scripts.demo_model.train
+
+docs: $(READY)  ## generate the tables of the spec and the state diagram anew
+	$(BIN)/python -m scripts.spec_tables
+	$(BIN)/python -m scripts.doc_tables
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache htmlcov .coverage build *.egg-info demo.png
