@@ -1,10 +1,11 @@
 """The workers as the core knows them, and where a job would end soonest.
 
-Workers with a free slot are grouped by profile (device kind, capabilities, loaded models): workers of one profile
-finish a job equally soon, so a job looks at profiles, not at workers.
+Workers with a free slot stand in pools (same kind of device, same device id, same capability). Within a pool a job
+ends equally soon on every worker that has its model loaded, and equally soon on every other, so a job looks at
+pools, not at workers.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from orchestrator.core.timers import Timer
 from protocol.enums import ErrorCode
 
 SIGHTINGS_MAX = 10_000
-COLD_CANDIDATES = 8  # workers of a profile that are compared by free memory before a model is loaded
+COLD_CANDIDATES = 8  # workers of a pool that are compared by free memory before a model is loaded
 
 
 class Capability(NamedTuple):
@@ -32,12 +33,24 @@ class Profile(NamedTuple):
     resident: frozenset[str]
 
 
+class Site(NamedTuple):
+    """What decides whether a job that is not pinned to a worker may run there."""
+
+    device_id: str
+    capability: Capability
+
+    def suits(self, requirement: Requirement) -> bool:
+        if requirement.device_pin not in (None, self.device_id):
+            return False
+        model_id, (actions, models) = requirement.model_id, self.capability
+        return requirement.action in actions and (model_id is None or models is None or model_id in models)
+
+
 class Sighting(NamedTuple):
     """What a worker was when it last said hello."""
 
     instance_id: str
-    device_id: str
-    capability: Capability
+    site: Site
 
 
 @dataclass(slots=True)
@@ -47,6 +60,7 @@ class Slot:
     attempt: int
     since_ms: int
     exclusive: bool
+    estimate_ms: int
     missed: int = 0  # heartbeats in a row that did not list it
 
 
@@ -60,44 +74,86 @@ class Worker:
     memory_free: int
     slots: int
     profile: Profile
+    site: Site
     draining: bool
     last_seen_ms: int
     stalled: bool = False  # its connection took no more; until the next heartbeat
     quantum_age_ms: int = 0
     jobs: dict[str, Slot] = field(default_factory=dict)
+    exclusive: int = 0  # jobs it holds that are to run alone
     reserved: bool = False  # emptied for an exclusive job
+    turn: int = 0  # when it was last given a job, in the order of all such gifts
     lease: Timer | None = None
 
     @property
-    def exclusive(self) -> bool:
-        return any(slot.exclusive for slot in self.jobs.values())
-
-    @property
     def free(self) -> bool:
-        return not (self.draining or self.stalled or self.exclusive) and len(self.jobs) < self.slots
+        barred = self.draining or self.stalled or self.exclusive or self.reserved
+        return not barred and len(self.jobs) < self.slots
 
     @property
     def status(self) -> str:
         return "draining" if self.draining else "ready" if self.free else "busy"
 
     def can_run(self, requirement: Requirement) -> bool:
-        if requirement.worker_pin not in (None, self.worker_id) or requirement.device_pin not in (None, self.device_id):
-            return False
-        return suits(self.profile.capability, requirement)
+        """Whether it could run such a job, were it free."""
+        return requirement.worker_pin in (None, self.worker_id) and self.site.suits(requirement)
+
+    def takes(self, requirement: Requirement) -> bool:
+        """Whether it can run such a job now."""
+        return self.free and self.can_run(requirement) and not (requirement.exclusive and self.jobs)
 
 
-def suits(capability: Capability, requirement: Requirement) -> bool:
-    model_id = requirement.model_id
-    return requirement.action in capability.actions and (
-        model_id is None or capability.models is None or model_id in capability.models
-    )
+class Pool:
+    """Free workers of one device kind and site, the one served longest ago first."""
+
+    __slots__ = ("_free", "_warm")
+
+    def __init__(self) -> None:
+        self._free: OrderedDict[str, Worker] = OrderedDict()
+        self._warm: dict[str, OrderedDict[str, Worker]] = {}  # by loaded model
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def __contains__(self, worker: Worker) -> bool:
+        return worker.worker_id in self._free
+
+    def add(self, worker: Worker) -> None:
+        self._free[worker.worker_id] = worker
+        for model_id in worker.profile.resident:
+            self._warm.setdefault(model_id, OrderedDict())[worker.worker_id] = worker
+
+    def discard(self, worker: Worker) -> None:
+        if self._free.pop(worker.worker_id, None) is None:
+            return
+        for model_id in worker.profile.resident:
+            warm = self._warm[model_id]
+            del warm[worker.worker_id]
+            if not warm:
+                del self._warm[model_id]
+
+    def candidate(self, requirement: Requirement) -> tuple[Worker, bool] | None:
+        """The worker of this pool that would take such a job, and whether it would have to load the model first."""
+        model_id = requirement.model_id
+        warm = self._free if model_id is None else self._warm.get(model_id, OrderedDict[str, Worker]())
+        if requirement.exclusive:
+            for workers, cold in ((warm, False), (self._free, True)):
+                idle = next((worker for worker in workers.values() if not worker.jobs), None)
+                if idle is not None:
+                    return idle, cold
+            return None
+        if warm:
+            return next(iter(warm.values())), False
+        return max(islice(self._free.values(), COLD_CANDIDATES), key=lambda worker: worker.memory_free), True
 
 
 class Fleet:
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
-        self._free: dict[Profile, OrderedDict[str, Worker]] = {}
+        self._pools: dict[tuple[str, Site], Pool] = {}
         self._seen: dict[str, Sighting] = {}  # every worker of this run, the latest last
+        self._sites: Counter[Site] = Counter()  # of those
+        self._turn = 0
         self.by_id: dict[str, Worker] = {}
         self.by_peer: dict[Peer, Worker] = {}
         self.slots = 0
@@ -114,14 +170,12 @@ class Fleet:
             memory_free=hello.memory_free,
             slots=hello.slots,
             profile=Profile(hello.device_kind, capability, hello.resident),
+            site=Site(hello.device_id, capability),
             draining=hello.draining,
             last_seen_ms=now_ms,
         )
         self.by_id[worker.worker_id] = self.by_peer[worker.peer] = worker
-        self._seen.pop(worker.worker_id, None)
-        self._seen[worker.worker_id] = Sighting(worker.instance_id, worker.device_id, capability)
-        if len(self._seen) > SIGHTINGS_MAX:
-            del self._seen[next(iter(self._seen))]
+        self._see(worker)
         self.slots += worker.slots
         self.refresh(worker)
         return worker
@@ -136,68 +190,76 @@ class Fleet:
         if resident is not None and resident != worker.profile.resident:
             self._unlist(worker)
             worker.profile = worker.profile._replace(resident=resident)
-        listed = self._free.get(worker.profile)
-        if not worker.free or worker.reserved:
+        if not worker.free:
             self._unlist(worker)
-        elif listed is None:
-            self._free[worker.profile] = OrderedDict({worker.worker_id: worker})
-        elif worker.worker_id not in listed:
-            listed[worker.worker_id] = worker
+            return
+        key = worker.profile.device_kind, worker.site
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool()
+        if worker not in pool:
+            pool.add(worker)
 
     def _unlist(self, worker: Worker) -> None:
-        listed = self._free.get(worker.profile)
-        if listed is not None and worker.worker_id in listed:
-            del listed[worker.worker_id]
-            if not listed:
-                del self._free[worker.profile]
+        key = worker.profile.device_kind, worker.site
+        pool = self._pools.get(key)
+        if pool is not None:
+            pool.discard(worker)
+            if not pool:
+                del self._pools[key]
 
     def occupy(self, worker: Worker, job: Job, attempt: int, now_ms: int) -> None:
-        worker.jobs[job.job_id] = Slot(attempt, now_ms, job.requirement.exclusive)
-        self.running_ms += job.estimate_ms
-        listed = self._free.get(worker.profile)
-        if listed is not None and worker.worker_id in listed:
-            listed.move_to_end(worker.worker_id)  # the next job of this profile goes to another worker
+        """The worker has one more job, and lets others of its pool go first with the next."""
+        self._turn += 1
+        worker.turn = self._turn
+        self.hold(worker, job.job_id, Slot(attempt, now_ms, job.requirement.exclusive, job.estimate_ms))
+
+    def hold(self, worker: Worker, job_id: str, slot: Slot) -> None:
+        worker.jobs[job_id] = slot
+        worker.exclusive += slot.exclusive
+        self.running_ms += slot.estimate_ms
+        self._unlist(worker)
         self.refresh(worker)
 
-    def vacate(self, worker: Worker, job_id: str, job: Job | None) -> None:
-        """Free the slot of a job; `job` None when the core has forgotten it."""
-        if worker.jobs.pop(job_id, None) is not None:
-            self.running_ms = max(0, self.running_ms - (job.estimate_ms if job else 0))
+    def vacate(self, worker: Worker, job_id: str) -> None:
+        """Free the slot of a job, if it has one."""
+        slot = worker.jobs.pop(job_id, None)
+        if slot is not None:
+            worker.exclusive -= slot.exclusive
+            self.running_ms -= slot.estimate_ms
             self.refresh(worker)
 
     def best_worker(self, requirement: Requirement, cost: Cost) -> Worker | None:
         """The free worker that would end this job soonest; of equals, the one served longest ago."""
         if requirement.worker_pin is not None:
             pinned = self.by_id.get(requirement.worker_pin)
-            return pinned if pinned and self._takes(pinned, requirement) else None
-        found: tuple[int, Worker] | None = None
-        for profile, workers in self._free.items():
-            if not suits(profile.capability, requirement):
+            return pinned if pinned is not None and pinned.takes(requirement) else None
+        found: tuple[tuple[int, int, int], Worker] | None = None
+        for (device_kind, site), pool in self._pools.items():
+            candidate = pool.candidate(requirement) if site.suits(requirement) else None
+            if candidate is None:
                 continue
-            worker = self._candidate(workers, requirement, profile)
-            if worker is not None:
-                ends_ms = self._completion_ms(requirement, cost, profile)
-                if found is None or ends_ms < found[0]:
-                    found = ends_ms, worker
+            worker, cold = candidate
+            load_ms = self._estimates.load_ms(device_kind, requirement.model_id) if cold and requirement.model_id else 0
+            ends_ms = load_ms + self._estimates.run_ms(cost, device_kind)
+            rank = ends_ms, -worker.memory_free if load_ms else 0, worker.turn
+            if found is None or rank < found[0]:
+                found = rank, worker
         return found[1] if found else None
 
-    def _candidate(
-        self, workers: OrderedDict[str, Worker], requirement: Requirement, profile: Profile
-    ) -> Worker | None:
-        if requirement.device_pin is None and not requirement.exclusive:
-            if requirement.model_id is None or requirement.model_id in profile.resident:
-                return next(iter(workers.values()))
-            return max(islice(workers.values(), COLD_CANDIDATES), key=lambda worker: worker.memory_free)
-        return next((worker for worker in workers.values() if self._takes(worker, requirement)), None)
+    def _see(self, worker: Worker) -> None:
+        self._forget_sighting(worker.worker_id)
+        self._seen[worker.worker_id] = Sighting(worker.instance_id, worker.site)
+        self._sites[worker.site] += 1
+        if len(self._seen) > SIGHTINGS_MAX:
+            self._forget_sighting(next(iter(self._seen)))
 
-    def _takes(self, worker: Worker, requirement: Requirement) -> bool:
-        return worker.free and worker.can_run(requirement) and not (requirement.exclusive and worker.jobs)
-
-    def _completion_ms(self, requirement: Requirement, cost: Cost, profile: Profile) -> int:
-        model_id = requirement.model_id
-        cold = model_id is not None and model_id not in profile.resident
-        load_ms = self._estimates.load_ms(profile.device_kind, model_id) if cold and model_id else 0
-        return load_ms + self._estimates.run_ms(cost, profile.device_kind)
+    def _forget_sighting(self, worker_id: str) -> None:
+        sighting = self._seen.pop(worker_id, None)
+        if sighting is not None:
+            self._sites[sighting.site] -= 1
+            if not self._sites[sighting.site]:
+                del self._sites[sighting.site]
 
     def seen(self, worker_id: str, instance_id: str) -> bool:
         """Has this process said hello in this run before?"""
@@ -209,23 +271,19 @@ class Fleet:
 
         A worker that is away counts: it may come back, and its jobs wait for it.
         """
-        if not self._seen:
+        if not self._seen or self._somebody_suits(requirement):
             return None
-        capable = {sight.capability for sight in self._seen.values() if requirement.action in sight.capability.actions}
+        capable = {site.capability for site in self._sites if requirement.action in site.capability.actions}
         if not capable:
             return Fault(ErrorCode.NO_CAPABLE_WORKER, "No worker offers this action.")
         model_id = requirement.model_id
         if model_id is not None and not any(cap.models is None or model_id in cap.models for cap in capable):
             known = sorted({name for cap in capable for name in cap.models or ()})[:20]
             return Fault(ErrorCode.MODEL_NOT_FOUND, "No worker has this model.", {"known": known})
-        if not any(self._pins_fit(name, sight, requirement) for name, sight in self._seen.items()):
-            return Fault(ErrorCode.NO_CAPABLE_WORKER, "The worker or device it is pinned to cannot run it.")
-        return None
+        return Fault(ErrorCode.NO_CAPABLE_WORKER, "The worker or device it is pinned to cannot run it.")
 
-    @staticmethod
-    def _pins_fit(worker_id: str, sighting: Sighting, requirement: Requirement) -> bool:
-        return (
-            requirement.worker_pin in (None, worker_id)
-            and requirement.device_pin in (None, sighting.device_id)
-            and suits(sighting.capability, requirement)
-        )
+    def _somebody_suits(self, requirement: Requirement) -> bool:
+        if requirement.worker_pin is not None:
+            sighting = self._seen.get(requirement.worker_pin)
+            return sighting is not None and sighting.site.suits(requirement)
+        return any(site.suits(requirement) for site in self._sites)

@@ -4,71 +4,115 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import commands as c
 from orchestrator.core.fleet import Worker
-from orchestrator.core.model import Job
+from orchestrator.core.model import Job, Requirement
 
 if TYPE_CHECKING:
     from orchestrator.core.core import Core
 
+NOTHING_LOADED: frozenset[str] = frozenset()
+
 
 class Placement:
-    """Between events no free worker matches a waiting job, so only new jobs and newly free workers matter."""
+    """Between events no free worker matches a waiting job, so only grown lines and newly free workers matter.
+
+    An exclusive job needs an empty worker. One with many slots would never be empty, so when such a job is next, one
+    worker is reserved for its line: it takes nothing else until it is empty and that line had its turn.
+    """
 
     def __init__(self, core: "Core") -> None:
         self._core = core
-        self._new_jobs: list[Job] = []
+        self._grown: dict[Requirement, None] = {}  # lines that were empty before
         self._freed: dict[str, Worker] = {}
+        self._reserved: dict[Requirement, Worker] = {}
 
     def queue(self, job: Job, *, first: bool = False) -> None:
         """Put a job into the queue."""
         if self._core.draining:
             self._core.lifecycle.set_aside(job)
         elif self._core.queue.push(job, self._core.now_ms, first=first):
-            self._new_jobs.append(job)  # else the jobs before it found no worker, and neither does it
+            self._grown[job.requirement] = None  # else the jobs before it found no worker, and neither does it
 
     def freed(self, worker: Worker) -> None:
         """A slot of this worker is free, or it can run more than before."""
         self._freed[worker.worker_id] = worker
 
     def run(self) -> None:
-        while self._new_jobs:
-            job = self._new_jobs.pop()
-            if job.ticket:
-                self._place(job)
-        while self._freed:
-            _, worker = self._freed.popitem()
-            if self._core.fleet.by_id.get(worker.worker_id) is worker:
-                self._fill(worker)
+        while True:
+            if self._reserved:
+                self._drop_stale_reservations()
+            if self._freed:
+                _, worker = self._freed.popitem()
+                if self._core.fleet.by_id.get(worker.worker_id) is worker:
+                    self._fill(worker)
+            elif self._grown:
+                self._place_next()
+            else:
+                return
 
-    def _place(self, job: Job) -> None:
-        """A job that came to an empty line goes to the worker that would end it soonest."""
+    def _place_next(self) -> None:
+        """The most urgent job of the grown lines goes to the worker that would end it soonest."""
+        queue = self._core.queue
+        lines = [line for need in self._grown if (line := queue.line(need)) is not None]
+        job = queue.best(lines, NOTHING_LOADED, self._core.now_ms)
+        if job is None:
+            self._grown.clear()
+            return
         worker = self._core.fleet.best_worker(job.requirement, job.cost)
         if worker is not None:
             self._assign(worker, job)
-        elif job.requirement.exclusive:
-            suited = [worker for worker in self._core.fleet.by_id.values() if worker.can_run(job.requirement)]
-            if suited:
-                self.freed(min(suited, key=lambda worker: len(worker.jobs)))
+            return
+        del self._grown[job.requirement]
+        if job.requirement.exclusive and job.requirement not in self._reserved:
+            partly_free = [w for w in self._core.fleet.by_id.values() if w.free and w.can_run(job.requirement)]
+            if partly_free:
+                self._reserve(min(partly_free, key=lambda worker: len(worker.jobs)), job.requirement)
 
     def _fill(self, worker: Worker) -> None:
-        """Give a worker jobs until its slots are taken or nothing suits it.
-
-        If an exclusive job is next, the worker takes nothing else until it is empty: with many slots it would
-        otherwise never be.
-        """
-        if worker.reserved and worker.jobs:
-            return
-        worker.reserved = False
+        """Give a worker jobs until its slots are taken or nothing suits it."""
         queue = self._core.queue
+        if worker.reserved:
+            if worker.jobs:
+                return
+            need = next(need for need, reserved in self._reserved.items() if reserved is worker)
+            self._release(need)
+            line = queue.line(need)
+            head = queue.best([line], NOTHING_LOADED, self._core.now_ms) if line is not None else None
+            if head is not None and worker.takes(need):
+                self._assign(worker, head)
         while worker.free:
-            suited = [need for need in queue.requirements(worker.worker_id) if worker.can_run(need)]
-            job = queue.best(suited, worker.profile.resident, self._core.now_ms)
+            lines = [line for line in queue.lines(worker.worker_id) if self._open_to(line.requirement, worker)]
+            job = queue.best(lines, worker.profile.resident, self._core.now_ms)
             if job is None:
-                break
+                return
             if job.requirement.exclusive and worker.jobs:
-                worker.reserved = True
-                break
-            self._assign(worker, job)
+                self._reserve(worker, job.requirement)
+            else:
+                self._assign(worker, job)
+
+    def _open_to(self, requirement: Requirement, worker: Worker) -> bool:
+        if requirement.exclusive and worker.jobs and requirement in self._reserved:
+            return False  # another worker is being emptied for it
+        return worker.can_run(requirement)
+
+    def _reserve(self, worker: Worker, requirement: Requirement) -> None:
+        self._reserved[requirement] = worker
+        worker.reserved = True
         self._core.fleet.refresh(worker)
+
+    def _release(self, requirement: Requirement) -> None:
+        worker = self._reserved.pop(requirement)
+        worker.reserved = False
+        if self._core.fleet.by_id.get(worker.worker_id) is worker:
+            self._core.fleet.refresh(worker)
+
+    def _drop_stale_reservations(self) -> None:
+        """The worker cannot take the job any more, or nothing waits there any more."""
+        for requirement, worker in list(self._reserved.items()):
+            gone = self._core.fleet.by_id.get(worker.worker_id) is not worker
+            if gone or worker.draining or worker.stalled or self._core.queue.line(requirement) is None:
+                self._release(requirement)
+                self._freed[worker.worker_id] = worker
+                self._grown[requirement] = None
 
     def _assign(self, worker: Worker, job: Job) -> None:
         self._core.queue.serve(job)

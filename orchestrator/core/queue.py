@@ -59,12 +59,18 @@ class Ring:
 class Line:
     """All jobs of one requirement."""
 
-    __slots__ = ("removed", "rings", "size")
+    __slots__ = ("_best", "_best_until_ms", "removed", "requirement", "rings", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, requirement: Requirement) -> None:
+        self.requirement = requirement
         self.rings: dict[int, Ring] = {}
         self.size = 0
         self.removed = 0  # since the last sweep; an upper bound of the dead entries
+        self._best: tuple[int, Entry] | None = None
+        self._best_until_ms = 0  # then a head has risen; 0 when a job came or went
+
+    def changed(self) -> None:
+        self._best_until_ms = 0
 
     def sweep(self) -> None:
         """Drop dead entries behind a living head, when there may be many."""
@@ -75,18 +81,25 @@ class Line:
             for tenant, entries in list(ring.tenants.items()):
                 ring.tenants[tenant] = deque(entry for entry in entries if entry.waiting)
 
-    def best(self, now_ms: int, aging_ms: int) -> tuple[int, Entry] | None:
+    def best(self, now_ms: int, aging_ms: int) -> tuple[int, Entry]:
         """The head with the highest effective priority, the oldest of equals, with that priority."""
-        found: tuple[int, Entry] | None = None
+        if now_ms >= self._best_until_ms:
+            self._look(now_ms, aging_ms)
+        assert self._best is not None  # a line without jobs is no line
+        return self._best
+
+    def _look(self, now_ms: int, aging_ms: int) -> None:
+        self._best, self._best_until_ms = None, now_ms + aging_ms
         for priority, ring in list(self.rings.items()):
             entry = ring.head()
             if entry is None:
                 del self.rings[priority]
                 continue
-            level = min(PRIORITY_MAX, priority + (now_ms - entry.job.queued_ms) // aging_ms)
-            if found is None or (level, -entry.ticket) > (found[0], -found[1].ticket):
-                found = level, entry
-        return found
+            risen, into_ms = divmod(now_ms - entry.job.queued_ms, aging_ms)
+            level = min(PRIORITY_MAX, priority + risen)
+            self._best_until_ms = min(self._best_until_ms, now_ms + aging_ms - into_ms)
+            if self._best is None or (level, -entry.ticket) > (self._best[0], -self._best[1].ticket):
+                self._best = level, entry
 
 
 class Queue:
@@ -107,12 +120,13 @@ class Queue:
         lines = self._lines.setdefault(job.requirement.worker_pin, {})
         line = lines.get(job.requirement)
         if line is None:
-            line = lines[job.requirement] = Line()
+            line = lines[job.requirement] = Line(job.requirement)
         ring = line.rings.get(job.priority)
         if ring is None:
             ring = line.rings[job.priority] = Ring()
         ring.push(Entry(self._ticket, job), first)
         line.size += 1
+        line.changed()
         self._count(job, +1)
         return line.size == 1
 
@@ -125,6 +139,7 @@ class Queue:
         line = lines[job.requirement]
         line.size -= 1
         line.removed += 1
+        line.changed()
         line.sweep()
         if not line.size:
             del lines[job.requirement]
@@ -140,10 +155,14 @@ class Queue:
         self._turns[job.tenant] = self._served
         self.remove(job)
 
-    def requirements(self, worker_id: str) -> Iterator[Requirement]:
-        """The requirements with waiting jobs that are not pinned to another worker."""
+    def lines(self, worker_id: str) -> Iterator[Line]:
+        """The lines of waiting jobs that are not pinned to another worker."""
         for pin in (worker_id, None):
-            yield from self._lines.get(pin, ())
+            yield from self._lines.get(pin, {}).values()
+
+    def line(self, requirement: Requirement) -> Line | None:
+        """The waiting jobs of one requirement; None when there are none."""
+        return self._lines.get(requirement.worker_pin, {}).get(requirement)
 
     def all_requirements(self) -> list[Requirement]:
         return [requirement for lines in self._lines.values() for requirement in lines]
@@ -153,16 +172,14 @@ class Queue:
         rings = self._lines[requirement.worker_pin][requirement].rings.values()
         return [entry.job for ring in rings for line in ring.tenants.values() for entry in line if entry.waiting]
 
-    def best(self, requirements: Iterable[Requirement], resident: frozenset[str], now_ms: int) -> Job | None:
+    def best(self, lines: Iterable[Line], resident: frozenset[str], now_ms: int) -> Job | None:
         """The job to run next: effective priority, then a model that is loaded, then the tenant served longest ago."""
         found: tuple[tuple[int, bool, int, int], Job] | None = None
-        for requirement in requirements:
-            head = self._lines[requirement.worker_pin][requirement].best(now_ms, self._aging_ms)
-            if head is None:
-                continue
-            level, entry = head
-            warm = requirement.model_id is None or requirement.model_id in resident
-            rank = (-level, not warm, self._turns.get(entry.job.tenant, 0), entry.ticket)
+        for line in lines:
+            level, entry = line.best(now_ms, self._aging_ms)
+            model_id = line.requirement.model_id
+            cold = model_id is not None and model_id not in resident
+            rank = (-level, cold, self._turns.get(entry.job.tenant, 0), entry.ticket)
             if found is None or rank < found[0]:
                 found = rank, entry.job
         return found[1] if found else None

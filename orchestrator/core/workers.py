@@ -132,7 +132,7 @@ class Workers:
         self._core.timers.cancel(worker.lease)
         held = dict(worker.jobs)
         for job_id in held:
-            self._core.fleet.vacate(worker, job_id, self._core.jobs.get(job_id))
+            self._core.fleet.vacate(worker, job_id)
         self._core.fleet.remove(worker)
         return held
 
@@ -259,7 +259,7 @@ class Workers:
         return self._holds(worker.worker_id, job, attempt) or (job.state in RECLAIMABLE and attempt == job.attempt)
 
     def _vacate(self, worker: Worker, job_id: str) -> None:
-        self._core.fleet.vacate(worker, job_id, self._core.jobs.get(job_id))
+        self._core.fleet.vacate(worker, job_id)
         self._core.placement.freed(worker)
 
     def _known(self, peer: Peer) -> Worker | None:
