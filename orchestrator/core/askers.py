@@ -81,8 +81,10 @@ class Askers:
         asker = Asker(connection, request_id, AskerKind.CANCEL)
         if job.state in TERMINAL:
             self._answer_cancel(job, asker)
-        else:
+        elif self.room(connection):
             self.attach(job, asker)
+        else:
+            self.refuse(connection, request_id)
 
     def _answer_cancel(self, job: Job, asker: Asker) -> None:
         data = {"job_id": job.job_id, "status": job.status.value}
@@ -104,9 +106,11 @@ class Askers:
             self.attach(job, Asker(event.connection, event.request_id, AskerKind.STREAM, ALL_EVENTS))
 
     def refuse(self, connection: Connection, request_id: str) -> None:
+        self._core.commands.append(c.Reject(connection, request_id, self.no_room()))
+
+    def no_room(self) -> Fault:
         limit = self._core.settings.connection_requests_max
-        fault = Fault(ErrorCode.QUEUE_FULL, f"This connection has {limit} requests in flight.", {"limit": limit}, 1000)
-        self._core.commands.append(c.Reject(connection, request_id, fault))
+        return Fault(ErrorCode.QUEUE_FULL, f"This connection has {limit} requests in flight.", {"limit": limit}, 1000)
 
     def connection_gone(self, event: e.ConnectionGone) -> None:
         """Its accepted jobs go on; its waiting jobs have the grace to be asked for again."""

@@ -70,11 +70,15 @@ class Core:
         }
 
     def handle(self, now_ms: int, event: e.Event) -> list[c.Command]:
-        """Take in one event at this time; the commands are to be carried out in order."""
+        """Take in one event at this time; the commands are to be carried out in order.
+
+        What was said comes before what is due: a caller that looked something up finds it still there, and a busy
+        caller does not take late reading for silence.
+        """
         self.now_ms = max(self.now_ms, now_ms)
+        self._handlers[type(event)](event)
         while (timer := self.timers.pop_due(self.now_ms)) is not None:
             timer.callback(*timer.args)
-        self._handlers[type(event)](event)
         self.placement.run()
         if self.draining and not self.unsettled:
             self.commands.append(c.Drained())

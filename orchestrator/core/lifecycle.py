@@ -15,19 +15,23 @@ from orchestrator.core.model import (
     Outcome,
 )
 from orchestrator.core.states import CLOSING, TERMINAL, JobState, Trigger, next_state
+from orchestrator.core.timers import Timer
 from protocol.enums import ErrorCode, EventName, Status
 
 if TYPE_CHECKING:
     from orchestrator.core.core import Core
 
 DRAIN_RETRY_AFTER_MS = 5_000
+RECORD_NBYTES = 2_048  # what an ended job costs in memory beside its result
 
 
 class Lifecycle:
     def __init__(self, core: "Core") -> None:
         self._core = core
-        self._kept: deque[Job] = deque()  # ended jobs whose results are still in memory, oldest first
+        self._kept: deque[tuple[int, Job]] = deque()  # until when, ended jobs with their results, in this order
         self._kept_nbytes = 0
+        self._kept_timer: Timer | None = None
+        self._review_timer: Timer | None = None
 
     # --- acceptance -------------------------------------------------------------------------------------------
 
@@ -54,20 +58,22 @@ class Lifecycle:
             fault = Fault(ErrorCode.REQUEST_CONFLICT, details={"job_id": job.job_id})
             self._core.commands.append(c.Reject(event.connection, event.request_id, fault, job.job_id))
             return
-        if job.payload is None and job.state not in TERMINAL:
-            self._complete_orphan(job, event)
         if event.durable and not job.durable:
             fault = Fault(ErrorCode.REQUEST_CONFLICT, "This request_id runs with wait: true.", {"job_id": job.job_id})
             self._core.commands.append(c.Reject(event.connection, event.request_id, fault, job.job_id))
-        elif job.state in TERMINAL and not event.durable:
-            self._core.commands.append(c.Answer(event.connection, event.request_id, job))
-        elif event.durable and job.durable and job.state is not JobState.ACCEPTING:
-            self._accept(job, event.connection, event.request_id)
-            if event.events and job.state not in TERMINAL:
-                self._core.askers.attach(job, self._asker(event))
-        elif not self._core.askers.room(event.connection):
+            return
+        if job.payload is None and job.state not in TERMINAL:
+            self._complete_orphan(job, event)
+        on_disk = event.durable and job.state is not JobState.ACCEPTING
+        listens = job.state not in TERMINAL and (bool(event.events) or not on_disk)
+        if listens and not self._core.askers.room(event.connection):
             self._core.askers.refuse(event.connection, event.request_id)
-        else:
+            return
+        if on_disk:
+            self._accept(job, event.connection, event.request_id)
+        elif not listens:
+            self._core.commands.append(c.Answer(event.connection, event.request_id, job))
+        if listens:
             self._core.askers.attach(job, self._asker(event))
 
     def _complete_orphan(self, job: Job, event: e.Submit) -> None:
@@ -84,9 +90,7 @@ class Lifecycle:
             limit = core.settings.queue_jobs_max
             return Fault(ErrorCode.QUEUE_FULL, f"The queue holds {limit} jobs.", {"limit": limit}, 1000)
         if not core.askers.room(event.connection):
-            limit = core.settings.connection_requests_max
-            message = f"This connection has {limit} requests in flight."
-            return Fault(ErrorCode.QUEUE_FULL, message, {"limit": limit}, 1000)
+            return core.askers.no_room()
         fault = core.sessions.refusal(event.tenant, event.session_id)
         if fault is None and core.now_ms >= core.trust_fleet_from_ms:
             fault = core.fleet.check(event.requirement)
@@ -149,7 +153,6 @@ class Lifecycle:
     def save_failed(self, event: e.SaveFailed) -> None:
         job = self._core.jobs[event.job_id]
         self._core.sessions.job_removed(job)
-        job.session_id = None
         for asker in list(job.askers):
             self._core.askers.detach(job, asker)
             if event.answer is None:
@@ -181,7 +184,7 @@ class Lifecycle:
         Until the workers had time to come back, no request is refused for want of one.
         """
         self._core.trust_fleet_from_ms = self._core.now_ms + self._core.settings.adoption_ms
-        self._core.timers.add(self._core.trust_fleet_from_ms, self.review_waiting)
+        self.review_later()
         for session in event.sessions:
             self._core.sessions.restore(session)
         for job in event.jobs:
@@ -198,6 +201,7 @@ class Lifecycle:
         core = self._core
         del core.jobs[job.job_id]
         core.unsettled.discard(job.job_id)
+        core.sessions.job_renamed(job, job_id)
         job.job_id = job_id
         core.jobs[job_id] = job
         core.unsettled.add(job_id)
@@ -207,10 +211,15 @@ class Lifecycle:
         self._enter(job)
         self._core.askers.start_grace(job)
 
-    def review_waiting(self) -> None:
+    def review_later(self) -> None:
+        """Look through the waiting jobs when the workers had time to come."""
+        if self._review_timer is None:
+            due_ms = self._core.now_ms + self._core.settings.adoption_ms
+            self._review_timer = self._core.timers.add(due_ms, self._review_waiting)
+
+    def _review_waiting(self) -> None:
         """End waiting jobs that no worker of this run could run; they came before a worker was here to say."""
-        if self._core.now_ms < self._core.trust_fleet_from_ms:
-            return
+        self._review_timer = None
         for requirement in self._core.queue.all_requirements():
             fault = self._core.fleet.check(requirement)
             if fault is not None:
@@ -309,22 +318,28 @@ class Lifecycle:
     def _keep_result(self, job: Job) -> None:
         assert job.outcome is not None
         for record in job.history():
-            record.frames = ()  # replays carry no pictures once the job has ended
-        self._kept.append(job)
-        self._kept_nbytes += job.outcome.nbytes
-        self._core.timers.add(self._core.now_ms + self._core.settings.result_keep_ms, self._forget, job)
+            record.attachments, record.frames = [], ()  # replays carry no pictures once the job has ended
+        self._kept.append((self._core.now_ms + self._core.settings.result_keep_ms, job))
+        self._kept_nbytes += job.outcome.nbytes + RECORD_NBYTES
         while self._kept_nbytes > self._core.settings.result_keep_bytes_max and len(self._kept) > 1:
-            self._forget(self._kept[0])
+            self._forget_oldest()
+        if self._kept_timer is None:
+            self._kept_timer = self._core.timers.add(self._kept[0][0], self._forget_due)
+
+    def _forget_due(self) -> None:
+        while self._kept and self._kept[0][0] <= self._core.now_ms:
+            self._forget_oldest()
+        self._kept_timer = self._core.timers.add(self._kept[0][0], self._forget_due) if self._kept else None
+
+    def _forget_oldest(self) -> None:
+        _, job = self._kept.popleft()
+        assert job.outcome is not None
+        self._kept_nbytes -= job.outcome.nbytes + RECORD_NBYTES
+        self._forget(job)
 
     def _forget(self, job: Job) -> None:
-        if self._core.jobs.get(job.job_id) is not job:
-            return
         del self._core.jobs[job.job_id]
-        if self._core.jobs_by_request.get(job.key) is job:
-            del self._core.jobs_by_request[job.key]
-        if self._kept and self._kept[0] is job:  # results are forgotten in the order they came
-            self._kept.popleft()
-            self._kept_nbytes -= job.outcome.nbytes if job.outcome else 0
+        del self._core.jobs_by_request[job.key]
 
     def drain_waiting(self) -> None:
         """Jobs in memory that have not begun are answered `draining`; durable ones stay on disk for the next run."""

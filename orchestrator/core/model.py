@@ -122,6 +122,7 @@ class Job:
     traceparent: str | None = None
 
     attempt: int = 0
+    ended_attempt: int = 0  # the last one that a worker reported the end of
     losses: int = 0
     failures: int = 0  # retryable errors a worker answered with
     worker_id: str | None = None

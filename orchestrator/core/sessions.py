@@ -71,6 +71,14 @@ class Sessions:
         session = self.by_id.get(job.session_id) if job.session_id else None
         if session is not None:
             session.counts[job.status] -= 1
+            session.live_jobs.discard(job.job_id)
+        job.session_id = None
+
+    def job_renamed(self, job: Job, job_id: str) -> None:
+        session = self.by_id.get(job.session_id) if job.session_id else None
+        if session is not None:
+            session.live_jobs.discard(job.job_id)
+            session.live_jobs.add(job_id)
 
     def progressed(self, job: Job, progress: float) -> None:
         session = self.by_id.get(job.session_id) if job.session_id else None

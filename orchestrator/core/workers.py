@@ -33,20 +33,27 @@ class Workers:
             self._core.commands.append(c.RefuseWorker(event.peer, Fault(ErrorCode.UNAVAILABLE, message)))
             self._core.commands.append(c.Probe(known.peer))
             return
+        other = self._core.fleet.by_peer.get(event.peer)
+        if other is not None and other is not known:
+            self._lose(other)  # one connection, one worker
         new = not self._core.fleet.seen(event.worker_id, event.instance_id)
-        before: dict[str, Slot] = {}
-        if known is not None:  # the same worker on a new connection, or its process was started again
-            before = self._retire(known)
+        before = self._retire(known) if known is not None else {}
         worker = self._core.fleet.add(event, self._core.now_ms)
         self._core.commands.append(c.WelcomeWorker(worker.peer, worker.worker_id))
         self._renew(worker)
         for held in event.held:
             self._claim(worker, held, orphans=new and not self._core.draining)
         for job_id, slot in before.items():
-            if job_id not in worker.jobs:
+            if job_id in worker.jobs:
+                continue
+            if known is not None and known.peer == worker.peer:  # said twice: an assign may have crossed it
+                self._core.fleet.hold(worker, job_id, slot)
+            else:  # a new connection, perhaps of a process that was started again
                 self._attempt_lost(worker.worker_id, job_id, slot)
+        if known is not None and known.draining and not event.draining:
+            self._tell_drain(worker)  # it was told on the connection that broke
         self._core.placement.freed(worker)
-        self._core.timers.add(self._core.now_ms + self._core.settings.adoption_ms, self._core.lifecycle.review_waiting)
+        self._core.lifecycle.review_later()
 
     def heartbeat(self, event: e.WorkerHeartbeat) -> None:
         worker = self._known(event.peer)
@@ -66,16 +73,13 @@ class Workers:
         for job_id, slot in list(worker.jobs.items()):
             if (job_id, slot.attempt) in listed:
                 slot.missed = 0
+            elif self._current(worker, job_id, slot.attempt) is None:
+                self._vacate(worker, job_id)  # it was told to stop, and has
             elif self._core.now_ms - slot.since_ms > self._core.settings.assign_grace_ms:
                 slot.missed += 1
                 if slot.missed >= MISSED_HEARTBEATS:
-                    self._never_arrived(worker, job_id, slot)
-
-    def _never_arrived(self, worker: Worker, job_id: str, slot: Slot) -> None:
-        job = self._current(worker, job_id, slot.attempt)
-        self._vacate(worker, job_id)
-        if job is not None:
-            self._core.lifecycle.give_back(job)
+                    self._vacate(worker, job_id)
+                    self._core.lifecycle.give_back(self._core.jobs[job_id])
 
     def goodbye(self, event: e.WorkerGoodbye) -> None:
         worker = self._core.fleet.by_peer.get(event.peer)
@@ -92,7 +96,9 @@ class Workers:
             self._lose(worker)
 
     def drain(self, event: e.DrainWorker) -> None:
-        worker = self._core.fleet.by_id[event.worker_id]
+        self._tell_drain(self._core.fleet.by_id[event.worker_id])
+
+    def _tell_drain(self, worker: Worker) -> None:
         worker.draining = True
         self._core.fleet.refresh(worker)
         self._core.commands.append(c.TellDrain(worker.peer))
@@ -147,8 +153,10 @@ class Workers:
         worker = self._known(event.peer)
         if worker is None:
             return
-        job = self._current(worker, event.job_id, event.attempt)
-        if job is None:
+        job = self._core.jobs.get(event.job_id)
+        if job is not None and self._reclaimable(job, event.attempt):
+            self._reclaim(worker, job, event.attempt)
+        elif job is None or not self._holds(worker.worker_id, job, event.attempt):
             self._fence(worker, event.job_id, event.attempt)
             return
         if event.progress is not None:
@@ -164,17 +172,18 @@ class Workers:
         slot = worker.jobs.get(event.job_id)
         if slot is not None and slot.attempt == event.attempt:
             self._vacate(worker, event.job_id)
-        if job is None or not self._counts(worker, job, event.attempt):
+        if job is None or not self._counts(worker, job, event):
             if job is None or job.state is not JobState.SETTLING or job.worker_id != worker.worker_id:
                 self._core.commands.append(c.AckResult(worker.peer, event.job_id, event.attempt))
             return
         self._end_attempt(worker, job, event)
 
     def _end_attempt(self, worker: Worker, job: Job, event: e.WorkerResult) -> None:
-        outcome, code, settings = event.outcome, event.code, self._core.settings
+        outcome, code = event.outcome, event.code
         if job.state in RECLAIMABLE:
             self._core.lifecycle.adopt(job, worker.worker_id, event.attempt)
-        if code is not None and code.retryable and job.failures + 1 < settings.attempts_max:
+        job.ended_attempt = event.attempt
+        if code is not None and self._passing(job, code):
             job.failures += 1
             self._core.commands.append(c.AckResult(worker.peer, job.job_id, event.attempt))
             self._core.lifecycle.retry_later(job, job.failures)
@@ -184,6 +193,11 @@ class Workers:
             self._core.estimates.learn(kind, job.cost, model_id, event.load_ms, event.running_ms)
         outcome.worker_id, outcome.device_id = worker.worker_id, worker.device_id
         self._core.lifecycle.finish(job, outcome, (worker.peer, event.attempt))
+
+    def _passing(self, job: Job, code: ErrorCode) -> bool:
+        """Is this failure one to try again after? So is a stop that nobody asked for: a cancel that came too late."""
+        passing = code.retryable or code is ErrorCode.CANCELLED
+        return passing and job.payload is not None and job.failures + 1 < self._core.settings.attempts_max
 
     def stop_attempt(self, job: Job) -> None:
         """The job ends otherwise: its worker is to stop. Its slot is free when the worker says so."""
@@ -196,19 +210,16 @@ class Workers:
 
     def _claim(self, worker: Worker, held: e.Held, *, orphans: bool) -> None:
         """The worker says that it holds this attempt: agree, adopt, or have it dropped."""
-        slot = worker.jobs.get(held.job_id)
-        if slot is not None and slot.attempt == held.attempt:
-            return
         job = self._core.jobs.get(held.job_id)
         if job is None and orphans and not held.durable:
             job = self._take_in(worker, held)
         if job is None:
             self._fence(worker, held.job_id, held.attempt)
         elif self._holds(worker.worker_id, job, held.attempt):
-            self._core.fleet.occupy(worker, job, held.attempt, self._core.now_ms)
-        elif job.state in RECLAIMABLE and held.attempt >= job.attempt:
-            self._core.lifecycle.adopt(job, worker.worker_id, held.attempt)
-            self._core.fleet.occupy(worker, job, held.attempt, self._core.now_ms)
+            if held.job_id not in worker.jobs:  # it said hello anew
+                self._core.fleet.occupy(worker, job, held.attempt, self._core.now_ms)
+        elif self._reclaimable(job, held.attempt):
+            self._reclaim(worker, job, held.attempt)
         elif job.state is JobState.SETTLING and job.result_from is not None and job.attempt == held.attempt:
             job.result_from = (worker.peer, held.attempt)  # it will be acknowledged on this connection
         else:
@@ -254,9 +265,19 @@ class Workers:
         job = self._core.jobs.get(job_id)
         return job if job is not None and self._holds(worker.worker_id, job, attempt) else None
 
-    def _counts(self, worker: Worker, job: Job, attempt: int) -> bool:
-        """Is this result the job's? Also one of a lost attempt that nobody has begun again."""
-        return self._holds(worker.worker_id, job, attempt) or (job.state in RECLAIMABLE and attempt == job.attempt)
+    def _reclaimable(self, job: Job, attempt: int) -> bool:
+        """Is this an attempt that was given up although it had not ended, and that nobody has begun again?"""
+        return job.state in RECLAIMABLE and attempt >= job.attempt and attempt > job.ended_attempt
+
+    def _reclaim(self, worker: Worker, job: Job, attempt: int) -> None:
+        self._core.lifecycle.adopt(job, worker.worker_id, attempt)
+        self._core.fleet.occupy(worker, job, attempt, self._core.now_ms)
+
+    def _counts(self, worker: Worker, job: Job, event: e.WorkerResult) -> bool:
+        """Is this result the job's? Also one of an attempt that was given up, unless it was stopped."""
+        if self._holds(worker.worker_id, job, event.attempt):
+            return True
+        return event.code is not ErrorCode.CANCELLED and self._reclaimable(job, event.attempt)
 
     def _vacate(self, worker: Worker, job_id: str) -> None:
         self._core.fleet.vacate(worker, job_id)
