@@ -26,7 +26,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "worker": ("protocol", "instructors"),
 }
 # The local server inside a program is what starts workers; it loads their launcher when it is asked to.
-MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {"orchestrator.client": ("worker.launcher", "orchestrator")}
+MAY_IMPORT_LAZILY: dict[str, tuple[str, ...]] = {
+    "orchestrator.client": ("worker.launcher", "worker.hardware", "orchestrator")
+}
 
 CORE_FORBIDS = {
     "zmq", "asyncio", "threading", "multiprocessing", "concurrent", "subprocess", "socket", "select", "signal",

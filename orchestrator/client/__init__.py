@@ -8,6 +8,7 @@ from orchestrator.client.core import DEFAULT_ENDPOINT
 from orchestrator.client.errors import ClientClosed, ServerUnreachable
 from orchestrator.client.events import JobEvent
 from orchestrator.client.job import Job
+from orchestrator.client.local import LocalServer, StartFailed
 from orchestrator.client.results import Blob, Image, Result
 from orchestrator.client.sync import Client
 
@@ -21,6 +22,8 @@ __all__ = [
     "Image",
     "Job",
     "JobEvent",
+    "LocalServer",
     "Result",
     "ServerUnreachable",
+    "StartFailed",
 ]

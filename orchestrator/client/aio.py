@@ -204,8 +204,8 @@ class AsyncClient:
     async def models(self) -> ModelListResult:
         return await self.fetch(ModelListResult, "model.list")
 
-    async def workers(self) -> list[WorkerInfo]:
-        return (await self.fetch(WorkerListResult, "worker.list")).workers
+    async def workers(self, timeout_s: float | None = None) -> list[WorkerInfo]:
+        return (await self.fetch(WorkerListResult, "worker.list", timeout_s=timeout_s)).workers
 
     async def drain_worker(self, worker_id: str) -> WorkerInfo:
         return await self.fetch(WorkerInfo, "worker.drain", {"worker_id": worker_id})

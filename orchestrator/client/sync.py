@@ -133,8 +133,8 @@ class Client:
     def models(self) -> ModelListResult:
         return self.fetch(ModelListResult, "model.list")
 
-    def workers(self) -> list[WorkerInfo]:
-        return self.fetch(WorkerListResult, "worker.list").workers
+    def workers(self, timeout_s: float | None = None) -> list[WorkerInfo]:
+        return self.fetch(WorkerListResult, "worker.list", timeout_s=timeout_s).workers
 
     def drain_worker(self, worker_id: str) -> WorkerInfo:
         """Let a worker finish what it holds and leave."""
