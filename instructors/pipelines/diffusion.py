@@ -129,13 +129,12 @@ def load(model: Model, device: str) -> LoadedModel:
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             model.path, local_files_only=True, use_safetensors=True, dtype=dtype_for(device, model), **options
-        )
+        ).to(device)
     except Exception as error:  # the libraries raise of every kind on files that do not fit together
         if is_out_of_memory(error):
             raise
         log.warning("a model cannot be loaded", model_id=model.model_id, error=repr(error))
         raise ModelInvalid("The model's files do not make a text-to-image pipeline.") from None
-    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return LoadedModel(model, pipeline)
 

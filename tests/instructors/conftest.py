@@ -13,8 +13,9 @@ from tests.instructors import tiny
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # diffusers 0.42 makes torch tensors of numpy's and back in a way that numpy 2 dislikes
+    for item in items:  # diffusers 0.42 makes torch tensors of numpy's and back in ways that numpy 2 dislikes
         item.add_marker(pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"))
 
 
 class Desk:

@@ -1,0 +1,248 @@
+"""The model folder: what is found, what is refused, and that nothing outside it is read."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructors.models import ModelFolder, check_weights
+from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
+
+UNET = Path("unet/diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture
+def root(tiny_root: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model to be damaged."""
+    shutil.copytree(tiny_root, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def change_index(root: Path, **fields: Any) -> None:
+    file = root / "tiny/model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_what_is_found(root: Path) -> None:
+    model = ModelFolder(root).find("tiny")
+    assert (model.model_id, model.family) == ("tiny", "stable_diffusion")
+    assert {"unet", "vae", "text_encoder"} <= set(model.components)
+    assert model.elements > 10_000
+    [entry] = ModelFolder(root).entries()
+    assert entry == {
+        "model_id": "tiny",
+        "family": "stable_diffusion",
+        "actions": ["inference.text2img"],
+        "content_hash": model.content_hash,
+    }
+
+
+def test_no_folder_no_models(tmp_path: Path) -> None:
+    assert ModelFolder(None).entries() == ModelFolder(tmp_path / "missing").entries() == []
+    with pytest.raises(ModelNotFound):
+        ModelFolder(None).find("tiny")
+
+
+def test_the_only_model_needs_no_name(root: Path) -> None:
+    assert ModelFolder(root).find(None).model_id == "tiny"
+    shutil.copytree(root / "tiny", root / "other")
+    with pytest.raises(ModelNotFound) as caught:
+        ModelFolder(root).find(None)
+    assert caught.value.details["known"] == ["other", "tiny"]
+
+
+def test_the_hash_follows_the_content_alone(root: Path) -> None:
+    folder = ModelFolder(root)
+    before = folder.find("tiny").content_hash
+    (root / "tiny/README.md").write_text("a model card")
+    os.utime(root / "tiny" / UNET)
+    shutil.copytree(root / "tiny", root / "copy")
+    assert folder.find("tiny").content_hash == folder.find("copy").content_hash == before
+    raw = bytearray((root / "tiny" / UNET).read_bytes())
+    raw[-1] ^= 1
+    (root / "tiny" / UNET).write_bytes(raw)
+    assert folder.find("tiny").content_hash != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc", "..", ".", "/etc", "tiny/", "tiny/../tiny", "tiny\0", "TINY", "~", "", "a" * 201, "tiny\n", "models"],
+)
+def test_names_that_are_no_models(root: Path, name: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        ModelFolder(root).find(name)
+    assert str(root) not in json.dumps(caught.value.to_wire())
+
+
+def test_a_link_out_of_the_folder_is_not_followed(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "tiny", tmp_path / "outside")
+    (root / "linked").symlink_to(tmp_path / "outside")
+    folder = ModelFolder(root)
+    with pytest.raises(Forbidden):
+        folder.find("linked")
+    assert folder.names() == ["tiny"]
+    (root / "alias").symlink_to(root / "tiny")
+    assert folder.find("alias").content_hash == folder.find("tiny").content_hash
+
+
+@pytest.mark.parametrize("target", ["file", "folder"])
+def test_links_within_a_model(root: Path, tmp_path: Path, target: str) -> None:
+    outside = tmp_path / "outside"
+    shutil.move(root / "tiny/unet", outside)
+    if target == "folder":
+        (root / "tiny/unet").symlink_to(outside)
+    else:
+        (root / "tiny/unet").mkdir()
+        for file in outside.iterdir():
+            (root / "tiny/unet" / file.name).symlink_to(file)
+    with pytest.raises(Forbidden):
+        ModelFolder(root).find("tiny")
+
+
+def test_a_folder_linked_from_within_is_refused(root: Path) -> None:
+    shutil.move(root / "tiny/unet", root / "kept")
+    (root / "tiny/unet").symlink_to(root / "kept")
+    with pytest.raises(ModelInvalid, match="neither a file nor a folder"):
+        ModelFolder(root).find("tiny")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, ("exploded", "w"))
+
+
+def torch_zip(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
+
+
+def old_pickle(file: Path) -> None:
+    file.write_bytes(pickle.dumps(Bomb()))
+
+
+def protocol_0(file: Path) -> None:
+    file.write_bytes(pickle.dumps(Bomb(), protocol=0))
+
+
+@pytest.mark.parametrize("write", [torch_zip, old_pickle, protocol_0])
+@pytest.mark.parametrize("name", ["model.ckpt", "pytorch_model.bin", "model.pt", "MODEL.PTH", "other.safetensors"])
+def test_pickles_are_refused_by_content(root: Path, write: Any, name: str) -> None:
+    write(root / "tiny/unet" / name)
+    with pytest.raises(ModelInvalid):
+        ModelFolder(root).find("tiny")
+    write(root / name)
+    with pytest.raises(ModelInvalid):
+        ModelFolder(root).find(name)
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("write", [torch_zip, old_pickle])
+def test_pickles_under_harmless_names_are_refused(root: Path, write: Any) -> None:
+    write(root / "tiny/unet/notes.txt")
+    with pytest.raises(ModelInvalid, match="pickle"):
+        ModelFolder(root).find("tiny")
+
+
+def tensor(**fields: Any) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **fields}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\1\0\0",
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{",
+        (3).to_bytes(8, "little") + b"[1]",
+        (4).to_bytes(8, "little") + b"null",
+        tensor(data_offsets=[0, 16]),
+        tensor(data_offsets=[4, 8]),
+        tensor(data_offsets=[-8, 0]),
+        tensor(data_offsets="08"),
+        tensor(shape=[3]),
+        tensor(shape=[-1, -2]),
+        tensor(shape=[2.0]),
+        tensor(shape=[True, 2]),
+        tensor(dtype="F33"),
+        tensor(dtype=[]),
+        tensor()[:-1],
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
+    ],
+)
+def test_safetensors_that_are_none(tmp_path: Path, raw: bytes) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(raw)
+    with pytest.raises(ModelInvalid) as caught:
+        check_weights(file)
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_safetensors_that_are(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(tensor())
+    assert check_weights(file) == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"_class_name": ["pipeline", "Mine"]},
+        {"_class_name": None},
+        {"unet": ["os", "system"]},
+        {"unet": ["subprocess", "Popen"]},
+        {"unet": ["pipeline", "Mine"]},
+        {"unet": [["diffusers", "UNet2DConditionModel"], None]},
+        {"extra": ["diffusers"]},
+    ],
+)
+def test_an_index_with_code_of_its_own_is_refused(root: Path, fields: dict[str, Any]) -> None:
+    change_index(root, **fields)
+    with pytest.raises(ModelInvalid):
+        ModelFolder(root).find("tiny")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '"x"', " " * 300_000])
+def test_a_broken_index_is_refused(root: Path, text: str) -> None:
+    (root / "tiny/model_index.json").write_text(text)
+    with pytest.raises(ModelInvalid):
+        ModelFolder(root).find("tiny")
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / "tiny/unet/pipe.safetensors")
+    with pytest.raises(ModelInvalid):
+        ModelFolder(root).find("tiny")
+
+
+def test_bad_models_are_listed_with_their_problem(root: Path) -> None:
+    shutil.copytree(root / "tiny", root / "evil")
+    torch_zip(root / "evil/unet/model.bin")
+    entries = {entry["model_id"]: entry for entry in ModelFolder(root).entries()}
+    assert entries["evil"]["content_hash"] is None
+    assert "pickle" in entries["evil"]["problem"]
+    assert "problem" not in entries["tiny"]
+
+
+def test_weights_that_do_not_fit_their_config(root: Path, registry: Any) -> None:
+    from tests.instructors.conftest import Desk
+
+    shutil.copy(root / "tiny/vae/diffusion_pytorch_model.safetensors", root / "tiny" / UNET)
+    with pytest.raises(AtelierError) as caught:
+        registry.make_task("inference.text2img", {"prompt": "x"}, Desk(root))
+    assert isinstance(caught.value, ModelInvalid)
+    assert str(root) not in caught.value.message
+
+
+def test_a_family_without_text2img(root: Path, registry: Any) -> None:
+    from tests.instructors.conftest import Desk
+
+    change_index(root, _class_name="DDPMPipeline")
+    with pytest.raises(ModelInvalid):
+        registry.make_task("inference.text2img", {"prompt": "x"}, Desk(root))
