@@ -81,6 +81,7 @@ def test_a_long_list_of_faults_costs_little(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_request({**BASE, field: value})
     assert time.process_time() - began < 0.2  # 3 s and 900 MB for a million entries, once
+    assert len(caught.value.details["fields"]) <= 2  # those of the first bad entry
     assert len(pack(caught.value.to_wire())) < 8192
 
 
@@ -88,6 +89,12 @@ def test_a_long_list_of_faults_costs_little(field: str, value: Any) -> None:
 def test_counts_are_integers_that_every_language_has(value: Any) -> None:
     with pytest.raises(InvalidRequest):
         parse_request({**BASE, "attachments": [{"media_type": "a/b", "nbytes": value}]})
+
+
+@pytest.mark.parametrize("value", [1e300, 2.0**53, 1.5])
+def test_an_int_without_a_range_of_its_own_is_bounded_too(value: float) -> None:
+    with pytest.raises(MalformedMessage):
+        parse_message({"kind": "response", "success": True, "protocol": value}, TO_CLIENT)
 
 
 def test_what_we_send_our_own_parser_takes() -> None:

@@ -67,6 +67,13 @@ def test_a_hostile_map_of_unknown_fields_costs_little() -> None:
     assert len(str(caught.value.to_wire())) < 4096
 
 
+def test_a_huge_field_name_is_told_in_short() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        text2img(**{"y" * 1_000_000: 1})
+    assert caught.value.details["fields"] == [{"field": "y" * 200, "problem": "unknown field", "nearest": None}]
+    assert len(caught.value.message) < 200
+
+
 def test_good_values() -> None:
     data = text2img(steps=20.0, width=64.0, height=72, guidance_scale=7, num_images=16, seed=str(SEED_MAX))
     assert (data.steps, data.width, data.guidance_scale) == (20, 64, 7.0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,26 @@ def test_decoded_and_encoded_as_told(vector: dict[str, Any]) -> None:
     assert typed(unpack_header(raw)) == typed(header)
     if vector["reencodes"]:
         assert pack(header).hex() == raw.hex()
+
+
+def test_msgpack_without_its_c_part_refuses_the_same() -> None:
+    """Where no compiled msgpack is installed its pure Python stands in; it must not open a door."""
+    script = """
+import msgpack, protocol.codec, test_protocol_vectors as vectors
+from protocol.errors import AtelierError
+assert msgpack.Unpacker.__module__ == "msgpack.fallback"
+for vector in vectors.load("refused_framing") + vectors.load("encodings") + vectors.load("requests"):
+    try:
+        told = "valid" if vectors.receive(vector) else "ignored"
+    except AtelierError as error:
+        told = error.code.value
+    assert told == vector.get("refuse", "valid"), (vector["name"], told)
+print("same")
+"""
+    here = Path(__file__).parent
+    environment = {**os.environ, "MSGPACK_PUREPYTHON": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{here}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout == "same\n", done.stderr
 
 
 def typed(value: Any) -> Any:
