@@ -33,7 +33,7 @@ class Core:
         self.timers = Timers()
         self.jobs: dict[str, Job] = {}
         self.jobs_by_request: dict[tuple[str, str], Job] = {}
-        self.unsettled: set[str] = set()  # jobs that a draining orchestrator waits for
+        self.unsettled: dict[str, None] = {}  # jobs, in order, that a draining orchestrator waits for
         self.payload_nbytes = 0
         self.estimates = Estimates()
         self.queue = Queue(self.settings.aging_ms)

@@ -164,7 +164,7 @@ class WorkerResult:
     outcome: Outcome
     code: ErrorCode | None = None
     load_ms: int = 0
-    running_ms: int = 0
+    running_ms: int = 0  # loading included
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ class Lifecycle:
         self._core = core
         self._kept: deque[tuple[int, Job]] = deque()  # until when, ended jobs with their results, in this order
         self._kept_nbytes = 0
+        self._accepting = 0  # jobs on their way to the disk; they will join the queue
         self._kept_timer: Timer | None = None
         self._review_timer: Timer | None = None
 
@@ -48,6 +49,7 @@ class Lifecycle:
         self._enter(job)
         self._core.askers.attach(job, self._asker(event))
         if job.durable:
+            self._accepting += 1
             self._core.commands.append(c.SaveJob(job))
         else:
             self._ready(job)
@@ -86,7 +88,7 @@ class Lifecycle:
         core = self._core
         if core.draining:
             return Fault(ErrorCode.DRAINING, retry_after_ms=DRAIN_RETRY_AFTER_MS)
-        if core.queue.size >= core.settings.queue_jobs_max:
+        if core.queue.size + self._accepting >= core.settings.queue_jobs_max:
             limit = core.settings.queue_jobs_max
             return Fault(ErrorCode.QUEUE_FULL, f"The queue holds {limit} jobs.", {"limit": limit}, 1000)
         if not core.askers.room(event.connection):
@@ -128,7 +130,7 @@ class Lifecycle:
         core.jobs_by_request[job.key] = job
         core.payload_nbytes += job.payload_nbytes
         core.sessions.job_added(job)
-        core.unsettled.add(job.job_id)
+        core.unsettled[job.job_id] = None
         if job.deadline_ms is not None:
             fault = Fault(ErrorCode.DEADLINE_EXCEEDED)
             due_ms = job.created_ms + job.deadline_ms
@@ -141,6 +143,7 @@ class Lifecycle:
     def saved(self, event: e.Saved) -> None:
         job = self._core.jobs[event.job_id]
         self._change(job, Trigger.SAVED)
+        self._accepting -= 1
         for asker in list(job.askers):
             if asker.kind is AskerKind.STREAM:
                 self._accept(job, asker.connection, asker.request_id)
@@ -162,6 +165,7 @@ class Lifecycle:
         for timer in (job.deadline_timer, job.queue_timer):
             self._core.timers.cancel(timer)
         self._change(job, Trigger.SAVE_FAILED)
+        self._accepting -= 1
         self._release(job)
         self._forget(job)
 
@@ -200,11 +204,11 @@ class Lifecycle:
         """Let a job that has not begun go on under the id by which a worker knows it."""
         core = self._core
         del core.jobs[job.job_id]
-        core.unsettled.discard(job.job_id)
+        core.unsettled.pop(job.job_id, None)
         core.sessions.job_renamed(job, job_id)
         job.job_id = job_id
         core.jobs[job_id] = job
-        core.unsettled.add(job_id)
+        core.unsettled[job_id] = None
 
     def keep_orphan(self, job: Job) -> None:
         """A worker holds a job this run never saw: keep it for the grace, so that its asker can find it."""
@@ -313,7 +317,7 @@ class Lifecycle:
     def _release(self, job: Job) -> None:
         self._core.payload_nbytes -= job.payload_nbytes
         job.payload, job.payload_nbytes = None, 0
-        self._core.unsettled.discard(job.job_id)
+        self._core.unsettled.pop(job.job_id, None)
 
     def _keep_result(self, job: Job) -> None:
         assert job.outcome is not None
@@ -353,7 +357,7 @@ class Lifecycle:
         if job.durable:
             self._core.queue.remove(job)
             self._core.timers.cancel(job.retry_timer)
-            self._core.unsettled.discard(job.job_id)
+            self._core.unsettled.pop(job.job_id, None)
         else:
             self.end_failed(job, Fault(ErrorCode.DRAINING, retry_after_ms=DRAIN_RETRY_AFTER_MS))
 

@@ -95,7 +95,7 @@ class EventRecord:
 
     seq: int
     at_ms: int
-    name: str
+    name: EventName
     data: dict[str, Any]
     attachments: list[dict[str, Any]] = field(default_factory=list)
     frames: Any = ()
@@ -180,7 +180,7 @@ class Session:
     status: SessionStatus = SessionStatus.ACTIVE
     counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     progress_sum: float = 0.0  # of its live jobs; ended ones count as 1
-    live_jobs: set[str] = field(default_factory=set)
+    live_jobs: dict[str, None] = field(default_factory=dict)  # in order
     timer: Timer | None = None
 
     @property

@@ -52,7 +52,7 @@ class Sessions:
         session = self.by_id.get(job.session_id) if job.session_id else None
         if session is not None:
             session.counts[job.status] += 1
-            session.live_jobs.add(job.job_id)
+            session.live_jobs[job.job_id] = None
             session.touched_ms = self._core.now_ms
 
     def job_changed(self, job: Job, before: Status) -> None:
@@ -63,7 +63,7 @@ class Sessions:
         session.counts[job.status] += 1
         session.touched_ms = self._core.now_ms
         if job.status.terminal:
-            session.live_jobs.discard(job.job_id)
+            session.live_jobs.pop(job.job_id, None)
             session.progress_sum -= job.progress
 
     def job_removed(self, job: Job) -> None:
@@ -71,14 +71,14 @@ class Sessions:
         session = self.by_id.get(job.session_id) if job.session_id else None
         if session is not None:
             session.counts[job.status] -= 1
-            session.live_jobs.discard(job.job_id)
+            session.live_jobs.pop(job.job_id, None)
         job.session_id = None
 
     def job_renamed(self, job: Job, job_id: str) -> None:
         session = self.by_id.get(job.session_id) if job.session_id else None
         if session is not None:
-            session.live_jobs.discard(job.job_id)
-            session.live_jobs.add(job_id)
+            session.live_jobs.pop(job.job_id, None)
+            session.live_jobs[job_id] = None
 
     def progressed(self, job: Job, progress: float) -> None:
         session = self.by_id.get(job.session_id) if job.session_id else None
