@@ -14,7 +14,7 @@ from pathlib import Path
 import zmq
 
 from orchestrator.cli.common import in_units
-from orchestrator.cli.doctor import Check, Finding
+from orchestrator.cli.doctor import Check, Finding, Level
 from orchestrator.client import Client, ServerUnreachable
 from orchestrator.settings import Settings
 from protocol.errors import AtelierError
@@ -40,15 +40,14 @@ def installed() -> Iterator[Finding]:
 
 
 def torchvision() -> Iterator[Finding]:
-    """A torchvision built for CUDA beside a CPU torch breaks diffusers by its mere presence."""
-    torch, vision = _version("torch"), _version("torchvision")
-    if torch is None or vision is None:
+    """Whether it breaks diffusers by its mere presence."""
+    try:
+        from worker.hardware import torchvision_conflict
+    except ImportError:  # no worker can run here, as was said
         return
-    if _is_cpu(torch) and not _is_cpu(vision):
-        fix = "pip uninstall torchvision (Atelier does not need it), or install its +cpu build."
-        yield Finding("problem", "torchvision", f"{vision} is built for CUDA, torch {torch} for the CPU", fix)
-    else:
-        yield Finding("ok", "torchvision", f"{vision} fits torch {torch}")
+    conflict = torchvision_conflict()
+    if conflict is not None:
+        yield Finding("problem", "torchvision", conflict, "pip uninstall torchvision (Atelier does not need it)")
 
 
 def devices(_: Settings) -> Iterator[Finding]:
@@ -60,7 +59,7 @@ def devices(_: Settings) -> Iterator[Finding]:
     torch = _version("torch")
     for gpu in gpus:
         yield Finding("ok", "gpu", gpu)
-    if gpus and torch is not None and _is_cpu(torch):
+    if gpus and torch is not None and torch.endswith("+cpu"):
         fix = "Install a torch built for CUDA: see https://pytorch.org/get-started/locally"
         yield Finding("note", "gpu", f"torch {torch} is built for the CPU and will not use the GPU", fix)
     if not gpus:
@@ -69,16 +68,13 @@ def devices(_: Settings) -> Iterator[Finding]:
 
 def endpoints(settings: Settings) -> Iterator[Finding]:
     """Whether each endpoint is free, ours, or somebody else's."""
-    for endpoint in settings.client_endpoints:
-        server = _server_at(endpoint)
-        if server is not None:
-            yield Finding("ok", "endpoint", f"{endpoint} is used by a running Atelier {server}")
-        else:
-            yield _free(endpoint)
+    servers = {endpoint: _server_at(endpoint) for endpoint in settings.client_endpoints}
+    for endpoint, server in servers.items():
+        ours = Finding("ok", "endpoint", f"{endpoint} is used by a running Atelier {server}")
+        yield ours if server else _free(endpoint)
     for endpoint in settings.worker_endpoints:
-        finding = _free(endpoint)
-        ours = finding.level == "problem" and any(_server_at(client) for client in settings.client_endpoints)
-        yield Finding("ok", "endpoint", f"{endpoint} is used by the running Atelier") if ours else finding
+        ours = Finding("ok", "endpoint", f"{endpoint} is used by the running Atelier")
+        yield ours if all(servers.values()) else _free(endpoint)
 
 
 def folders(settings: Settings) -> Iterator[Finding]:
@@ -95,10 +91,10 @@ def folders(settings: Settings) -> Iterator[Finding]:
             yield Finding("problem", name, f"{parent} cannot be written", f"Change its owner, or set {name}.")
             continue
         free = shutil.disk_usage(parent).free
-        level = "ok" if free >= DISK_BYTES_MIN else "note"
-        yield Finding(
-            level, name, f"{folder}, {in_units(free)} free", "" if level == "ok" else "Make room on the disk."
-        )
+        if free >= DISK_BYTES_MIN:
+            yield Finding("ok", name, f"{folder}, {in_units(free)} free")
+        else:
+            yield Finding("note", name, f"{folder}, only {in_units(free)} free", "Make room on the disk.")
 
 
 def models(settings: Settings) -> Iterator[Finding]:
@@ -134,11 +130,11 @@ def _requirements() -> tuple[list[str], list[str]]:
     return base, extra
 
 
-def _packages(subject: str, names: list[str], level: str, fix: str) -> Iterator[Finding]:
+def _packages(subject: str, names: list[str], level: Level, fix: str) -> Iterator[Finding]:
     versions = {name: _version(name) for name in names}
     missing = [name for name, version in versions.items() if version is None]
     if missing:
-        yield Finding(level, subject, f"not installed: {', '.join(missing)}", fix)  # type: ignore[arg-type]
+        yield Finding(level, subject, f"not installed: {', '.join(missing)}", fix)
     there = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
     if there:
         yield Finding("ok", subject, there)
@@ -149,10 +145,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _is_cpu(version: str) -> bool:
-    return version.endswith("+cpu")
 
 
 def _available(page: int) -> str:
