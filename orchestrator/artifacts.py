@@ -24,6 +24,7 @@ from protocol.errors import NotFound, QueueFull
 ARTIFACT_ID_PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 QUEUE_MAX = 10_000  # operations; their bytes are bounded by whoever holds the buffers
 CHUNK_BYTES = 1024 * 1024
+SHARDS = 256  # folders, named by the last two digits of the ids in them
 
 log = structlog.get_logger()
 
@@ -31,9 +32,9 @@ log = structlog.get_logger()
 class ArtifactStore:
     """A folder of artifacts and the thread that reads and writes it.
 
-    All methods are for one thread and never wait. `put`, `hash` and `get` end in a Completion under their token in
-    `completions`; `wake` is called (from the store's thread) after every append. Errors: OSError where the disk fails
-    or is full, NotFound, QueueFull.
+    All methods are for one thread and never wait. `put`, `hash`, `get` and `aged` end in a Completion under their
+    token in `completions`; `wake` is called (from the store's thread) after every append and must not raise. Errors:
+    OSError where the disk fails or is full, NotFound, QueueFull.
     """
 
     def __init__(self, folder: Path, wake: Callable[[], None]) -> None:
@@ -63,6 +64,13 @@ class ArtifactStore:
         """Remove files; one that is gone already is no error. Never refused: a full queue must not keep a disk full."""
         ids = list(artifact_ids)
         self._queue.put((lambda: self._delete(ids), None))
+
+    def aged(self, shard: int, before_ms: int, token: Hashable) -> None:
+        """The value is the ids in one of the SHARDS whose files were stored before `before_ms` (epoch).
+
+        Those that `queries.unknown_artifacts` does not find a record of were left by a crash between file and record.
+        """
+        self._submit(lambda: self._aged(self._folder / f"{shard:02x}", before_ms), token)
 
     def close(self, timeout_s: float) -> None:
         """Finish what is queued, or leave it behind after `timeout_s`."""
@@ -96,7 +104,7 @@ class ArtifactStore:
         self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self._unfinished.iterdir():
             leftover.unlink()
-        for shard in range(256):
+        for shard in range(SHARDS):
             (self._folder / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
         _sync_folder(self._folder)
 
@@ -146,6 +154,11 @@ class ArtifactStore:
             raise NotFound("No such artifact.") from None
         with open(descriptor, "rb") as file:
             return file.read()
+
+    def _aged(self, shard: Path, before_ms: int) -> list[str]:
+        with os.scandir(shard) as entries:
+            ours = [entry for entry in entries if ARTIFACT_ID_PATTERN.fullmatch(entry.name)]
+            return [entry.name for entry in ours if entry.stat(follow_symlinks=False).st_mtime * 1000 < before_ms]
 
     def _delete(self, artifact_ids: Iterable[str]) -> None:
         for artifact_id in artifact_ids:

@@ -20,6 +20,7 @@ from protocol.sockets import check_bind_endpoint
 
 ENV_PREFIX = "ATELIER_"
 CONFIG_ENV = "ATELIER_CONFIG"
+OTHER_ENV = frozenset({CONFIG_ENV})  # ATELIER_* variables that are no settings
 DEFAULT_CONFIG = Path("atelier.toml")  # in the working directory
 
 
@@ -209,7 +210,7 @@ def load_settings(cli: Mapping[str, Any], config: Path | None = None) -> Setting
 
 
 def _from_environment() -> dict[str, Any]:
-    names = [name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() != CONFIG_ENV]
+    names = [name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in OTHER_ENV]
     _refuse_unknown({name[len(ENV_PREFIX) :].lower(): None for name in names}, "environment", ENV_PREFIX)
     return EnvSettingsSource(Settings)()
 

@@ -1,6 +1,6 @@
 """What must survive a restart: see store.py."""
 
-from orchestrator.store.engine import StoreInUse
+from orchestrator.store.engine import StoreInUse, StoreTooNew
 from orchestrator.store.rows import (
     ArtifactRow,
     Duplicate,
@@ -36,4 +36,5 @@ __all__ = [
     "SessionRow",
     "Store",
     "StoreInUse",
+    "StoreTooNew",
 ]

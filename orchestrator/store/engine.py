@@ -7,6 +7,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -16,6 +18,10 @@ WAL_BYTES_KEPT = 64 * 1024 * 1024
 
 class StoreInUse(RuntimeError):
     """Another orchestrator has this database open."""
+
+
+class StoreTooNew(RuntimeError):
+    """The database was made by a newer version of this program."""
 
 
 def open_engine(url: str) -> Engine:
@@ -54,8 +60,12 @@ def lock(engine: Engine) -> int:
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the schema to the newest version, in one transaction."""
+    """Bring the schema to the newest version, in one transaction. Raises StoreTooNew."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
+    revision = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise StoreTooNew("The database was made by a newer version; use that one, or an older copy of the data.")
     command.upgrade(config, "head")

@@ -1,6 +1,9 @@
-"""Questions to the store. Each function makes a query to hand to `Store.read`; all are bound to one tenant."""
+"""Questions to the store. Each function makes a query to hand to `Store.read`.
 
-from collections.abc import Callable
+Those that answer a client are bound to its tenant; the last two serve the orchestrator itself.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, case, func, select, tuple_
@@ -15,6 +18,7 @@ from orchestrator.store.rows import (
     SessionRow,
 )
 from orchestrator.store.schema import ACTIVE, artifacts, job_events, jobs, sessions
+from orchestrator.store.statements import LOOKUP_ROWS_MAX
 from protocol.enums import Status
 
 _job_columns = [jobs.c[name] for name in JobRow._fields]
@@ -83,6 +87,19 @@ def session_counts(tenant: str, session_id: str) -> Callable[[Connection], dict[
     """How many stored jobs the session has, by status."""
     query = select(jobs.c.status, func.count()).where(jobs.c.tenant == tenant, jobs.c.session_id == session_id)
     return lambda connection: dict(iter(connection.execute(query.group_by(jobs.c.status))))
+
+
+def unknown_artifacts(artifact_ids: Sequence[str]) -> Callable[[Connection], list[str]]:
+    """Those of the ids that have no record."""
+
+    def run(connection: Connection) -> list[str]:
+        known: set[str] = set()
+        for start in range(0, len(artifact_ids), LOOKUP_ROWS_MAX):
+            some = artifact_ids[start : start + LOOKUP_ROWS_MAX]
+            known.update(connection.scalars(select(artifacts.c.artifact_id).where(artifacts.c.artifact_id.in_(some))))
+        return [artifact_id for artifact_id in artifact_ids if artifact_id not in known]
+
+    return run
 
 
 def recovered(connection: Connection) -> Recovered:

@@ -54,6 +54,7 @@ Index(
     sqlite_where=jobs.c.session_id.is_not(None),
     postgresql_where=jobs.c.session_id.is_not(None),
 )
+Index("jobs_status", jobs.c.tenant, jobs.c.status, jobs.c.job_id)  # else a list of running jobs reads a day's jobs
 Index("jobs_finished", jobs.c.finished_ms)  # null: live
 
 job_events = Table(
@@ -85,8 +86,8 @@ sessions = Table(
 artifacts = Table(
     "artifacts",
     metadata,
-    Column("tenant", String, primary_key=True),
     Column("artifact_id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
     Column("media_type", String, nullable=False),
     Column("nbytes", BigInteger, nullable=False),
     Column("sha256", LargeBinary, nullable=False),

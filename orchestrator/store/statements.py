@@ -16,7 +16,7 @@ from orchestrator.store.rows import ArtifactRow, EventRow, Expired, JobRow, JobU
 from orchestrator.store.schema import ACTIVE, artifacts, job_events, jobs, sessions
 
 EXPIRE_ROWS_MAX = 1000  # per transaction: a day's worth at once would hold up every other write
-_LOOKUP_ROWS = 500  # parameters of one query are limited
+LOOKUP_ROWS_MAX = 500  # parameters of one query are limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ def find_duplicates(connection: Connection, rows: Sequence[JobRow]) -> dict[str,
     existing: dict[tuple[str, str], str] = {}
     for tenant in {row.tenant for row in rows}:
         request_ids = [row.request_id for row in rows if row.durable and row.tenant == tenant]
-        for start in range(0, len(request_ids), _LOOKUP_ROWS):
+        for start in range(0, len(request_ids), LOOKUP_ROWS_MAX):
             query = select(jobs.c.request_id, jobs.c.job_id).where(
                 jobs.c.tenant == tenant,
-                jobs.c.request_id.in_(request_ids[start : start + _LOOKUP_ROWS]),
+                jobs.c.request_id.in_(request_ids[start : start + LOOKUP_ROWS_MAX]),
                 jobs.c.durable,
             )
             existing |= {(tenant, request_id): job_id for request_id, job_id in connection.execute(query)}
@@ -97,11 +97,9 @@ def expire(connection: Connection, before_ms: int) -> Expired:
     connection.execute(delete(sessions).where(sessions.c.status != ACTIVE, sessions.c.touched_ms < before_ms))
     # An artifact stays as long as its job; without one (an upload, a job that was never written) its own age counts.
     has_job = exists().where(jobs.c.tenant == artifacts.c.tenant, jobs.c.job_id == artifacts.c.job_id)
-    keys = select(artifacts.c.tenant, artifacts.c.artifact_id).where(artifacts.c.created_ms < before_ms, ~has_job)
-    found = connection.execute(keys.limit(EXPIRE_ROWS_MAX)).all()
-    if found:
-        this = and_(artifacts.c.tenant == bindparam("_tenant"), artifacts.c.artifact_id == bindparam("_artifact_id"))
-        connection.execute(
-            delete(artifacts).where(this), [{"_tenant": key[0], "_artifact_id": key[1]} for key in found]
-        )
-    return Expired([key.artifact_id for key in found], more or len(found) == EXPIRE_ROWS_MAX)
+    aged = select(artifacts.c.artifact_id).where(artifacts.c.created_ms < before_ms, ~has_job).limit(EXPIRE_ROWS_MAX)
+    artifact_ids = list(connection.scalars(aged))
+    if artifact_ids:
+        this = artifacts.c.artifact_id == bindparam("_id")
+        connection.execute(delete(artifacts).where(this), [{"_id": artifact_id} for artifact_id in artifact_ids])
+    return Expired(artifact_ids, more or len(artifact_ids) == EXPIRE_ROWS_MAX)

@@ -21,14 +21,14 @@ class Store:
     """Jobs, their events, sessions and artifact records in one database.
 
     `write`, `read` and `close` are for one thread; `completions` is filled by the store's own threads, which call
-    `wake` (from those threads) after every append.
+    `wake` (from those threads) after every append. `wake` must not raise.
     """
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
         """Open and migrate the database at `url` (sqlite:///<path>); its folder must exist.
 
-        Raises ValueError for another kind of database, StoreInUse while another process has it open, and
-        SQLAlchemy's errors where it cannot be read or migrated.
+        Raises ValueError for another kind of database, StoreInUse while another process has it open, StoreTooNew
+        where a newer version made it, OSError and the database's own errors where it cannot be opened.
         """
         self._engine = open_engine(url)
         self._lock = lock(self._engine)

@@ -83,8 +83,7 @@ class Writer:
     def _run(self) -> None:
         retry_s = RETRY_S
         while not (self._closing and not self._unsaved and self._queue.empty()):
-            group = self._next_group()
-            if self._commit(group):
+            if self._commit(self._next_group()):
                 retry_s = RETRY_S
             elif self._give_up.wait(retry_s):
                 break

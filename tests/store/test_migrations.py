@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from orchestrator.store import Store, StoreInUse, engine
+from orchestrator.store import Store, StoreInUse, StoreTooNew, engine
 from orchestrator.store.schema import metadata
 from orchestrator.store.statements import Statements
 from tests.store.support import Harness, job
@@ -47,7 +47,7 @@ def test_opening_again_keeps_the_rows(open_store: Callable[[], Harness]) -> None
 
 def test_every_table_carries_the_tenant() -> None:
     for table in metadata.tables.values():
-        assert table.c.tenant.primary_key
+        assert not table.c.tenant.nullable
 
 
 def test_a_failing_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +68,17 @@ def test_a_failing_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     connection.close()
     Store(f"sqlite:///{path}", lambda: None).close(5)  # the lock was let go, and the sound migrations run
+
+
+def test_a_database_of_a_newer_version_is_left_alone(open_store: Callable[[], Harness]) -> None:
+    first = open_store()
+    first.store.close(5)
+    connection = sqlite3.connect(first.path)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreTooNew):
+        open_store()
 
 
 def test_one_orchestrator_at_a_time(open_store: Callable[[], Harness]) -> None:

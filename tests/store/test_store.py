@@ -193,6 +193,13 @@ def test_sessions_and_artifacts_by_id(harness: Harness) -> None:
     assert harness.read(queries.artifact_by_id("other", "a1")) is None
 
 
+def test_artifacts_without_a_record_are_found(harness: Harness) -> None:
+    names = [f"a{number}" for number in range(1200)]
+    harness.write(*[artifact(name, None) for name in names[::2]])
+    assert harness.read(queries.unknown_artifacts(names)) == names[1::2]
+    assert harness.read(queries.unknown_artifacts([])) == []
+
+
 def test_expire_deletes_what_ended_before(harness: Harness) -> None:
     for name in ("old", "new", "live"):
         harness.write(job(name), event(name, 1), artifact(f"of-{name}", name))
@@ -243,6 +250,9 @@ def test_a_bite_of_equal_times_still_ends(harness: Harness, monkeypatch: pytest.
         (queries.job_by_request("default", "r"), "jobs_request (tenant=? AND request_id=?)"),
         (queries.list_jobs("default", before="j"), "sqlite_autoindex_jobs_1 (tenant=? AND job_id<?)"),
         (queries.list_jobs("default", session_id="s"), "jobs_session (tenant=? AND session_id=?)"),
+        (queries.list_jobs("default", status="failed"), "jobs_status (tenant=? AND status=?)"),
+        (queries.artifact_by_id("default", "a"), "PRIMARY KEY (artifact_id=?)"),
+        (queries.unknown_artifacts(["a", "b"]), "PRIMARY KEY (artifact_id=?)"),
         (queries.events_of("default", "j", 5), "PRIMARY KEY (tenant=? AND job_id=? AND seq>?)"),
         (queries.recovered, "jobs_finished (finished_ms=?)"),
         (lambda connection: statements.expire(connection, 0), "jobs_finished (finished_ms<?)"),

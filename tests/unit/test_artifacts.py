@@ -103,6 +103,17 @@ def test_deleting_is_idempotent(harness: Harness) -> None:
         harness.get(kept, gone)
 
 
+def test_old_files_are_listed_by_shard(harness: Harness) -> None:
+    old, new, elsewhere = (str(uuid.uuid4())[:-2] + end for end in ("07", "07", "08"))
+    harness.put((old, b"1"), (new, b"2"), (elsewhere, b"3"))
+    for artifact_id in (old, elsewhere):
+        os.utime(harness.folder / artifact_id[-2:] / artifact_id, (1000, 1000))
+    harness.store.aged(7, 1_000_001, "aged")
+    assert harness.result("aged") == [old]
+    harness.store.aged(artifacts.SHARDS - 1, 1_000_001, "aged")
+    assert harness.result("aged") == []
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -199,7 +210,7 @@ woken = threading.Semaphore(0)
 store = ArtifactStore(Path(sys.argv[1]), woken.release)
 while True:
     artifact_id = str(uuid.uuid4())
-    store.put([(artifact_id, artifact_id.encode() * 200_000)], artifact_id)
+    store.put([(artifact_id, artifact_id.encode() * 30_000)], artifact_id)
     woken.acquire()
     assert store.completions.popleft().error is None
     os.write(1, f"{artifact_id}\\n".encode())
@@ -222,6 +233,6 @@ def test_kill_9_leaves_whole_files_and_leftovers_are_cleaned(opened: Callable[[]
     harness = opened()
     assert list((folder / "unfinished").iterdir()) == []
     for artifact_id in promised:
-        assert harness.get(artifact_id) == [artifact_id.encode() * 200_000]
+        assert harness.get(artifact_id) == [artifact_id.encode() * 30_000]
     for path in harness.files():  # a file may be there that was not promised, but then it is whole
-        assert path.stat().st_size == 36 * 200_000
+        assert path.stat().st_size == 36 * 30_000

@@ -51,6 +51,7 @@ def upgrade() -> None:
         sqlite_where=in_session,
         postgresql_where=in_session,
     )
+    op.create_index("jobs_status", "jobs", ["tenant", "status", "job_id"])
     op.create_index("jobs_finished", "jobs", ["finished_ms"])
     op.create_table(
         "job_events",
@@ -76,8 +77,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "artifacts",
-        sa.Column("tenant", sa.String, primary_key=True),
         sa.Column("artifact_id", sa.String, primary_key=True),
+        sa.Column("tenant", sa.String, nullable=False),
         sa.Column("media_type", sa.String, nullable=False),
         sa.Column("nbytes", sa.BigInteger, nullable=False),
         sa.Column("sha256", sa.LargeBinary, nullable=False),
