@@ -202,3 +202,11 @@ def test_fingerprint_counts_attachments() -> None:
     assert base != fingerprint("a", None, {}, [entry], [b"\x01" * 32])
     assert base != fingerprint("a", None, {}, [{**entry, "media_type": "c/d"}], [bytes(32)])
     assert base != fingerprint("a", None, {}, [], [])
+
+
+def test_what_cannot_be_packed_leaves_no_trace() -> None:
+    with pytest.raises(TypeError):
+        pack(["half", object()])
+    with pytest.raises(OverflowError):
+        pack({"a": "half", "b": 2**64})
+    assert pack("whole") == b"\xa5whole"
