@@ -45,6 +45,8 @@ Continuation = Callable[[Completion], None]
 class Broker:
     def __init__(self, settings: Settings, core: Core, store: Store, artifacts: ArtifactStore, wakeup: Wakeup) -> None:
         self.settings = settings
+        self.limits = settings.wire_limits
+        self.traces = settings.log_level == "debug"  # asked before a line is made for every job
         self.core = core
         self.store = store
         self.artifacts = artifacts
@@ -55,8 +57,8 @@ class Broker:
         self._wakeup = wakeup
         self._context = zmq.Context()
         outbox = settings.outbox_bytes_max
-        self.clients = Port(self._context, settings.client_endpoints, settings.wire_limits, outbox)
-        self.workers = Port(self._context, settings.worker_endpoints, settings.wire_limits, outbox)
+        self.clients = Port(self._context, settings.client_endpoints, self.limits, outbox)
+        self.workers = Port(self._context, settings.worker_endpoints, self.limits, outbox)
         self._intake = Intake(self)
         self._workerplane = WorkerPlane(self)
         self._effects = Effects(self)
@@ -203,10 +205,10 @@ class Broker:
     def _take_request(self, received: Received) -> None:
         connection, request_id = received.connection, None
         try:
-            header = unpack_header(received.header, self.settings.wire_limits)
+            header = unpack_header(received.header, self.limits)
             given = header.get("request_id")
             request_id = given if type(given) is str and len(given) <= 64 else None
-            check_attachments(header, [len(frame) for frame in received.frames], self.settings.wire_limits)
+            check_attachments(header, [len(frame) for frame in received.frames], self.limits)
             request = parse_request(header)
             action = find_action(request.action)
             if action.answered_by == "worker":
@@ -223,7 +225,8 @@ class Broker:
             self.reject(connection, request_id, InternalError())
 
     def reject(self, connection: Connection, request_id: str | None, error: AtelierError) -> None:
-        log.debug("rejected", request_id=request_id, code=error.code.value)
+        if self.traces:
+            log.debug("rejected", request_id=request_id, code=error.code.value)
         self.send_client(connection, replies.failure(request_id, error.to_wire()))
 
     def answer(self, ask: Ask, data: dict[str, Any]) -> None:

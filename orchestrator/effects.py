@@ -84,7 +84,8 @@ class Effects:
         self._broker.send_client(command.connection, header)
 
     def _reject(self, command: c.Reject) -> None:
-        log.debug("rejected", request_id=command.request_id, code=command.fault.code.value)
+        if self._broker.traces:
+            log.debug("rejected", request_id=command.request_id, code=command.fault.code.value)
         header = replies.failure(command.request_id, command.fault.to_wire(), command.job_id)
         self._broker.send_client(command.connection, header)
 
@@ -216,7 +217,8 @@ class Effects:
             "traceparent": job.traceparent,
             "attachments": payload.attachments,
         }
-        log.debug("assigned", request_id=job.request_id, job_id=job.job_id, attempt=command.attempt)
+        if self._broker.traces:
+            log.debug("assigned", request_id=job.request_id, job_id=job.job_id, attempt=command.attempt)
         if self._broker.workers.send(command.peer, header, frames) is not Sent.DONE:
             self._broker.feed(e.AssignFailed(command.peer, job.job_id, command.attempt))
 

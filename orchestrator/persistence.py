@@ -1,6 +1,7 @@
 """Between the core's records and the store's rows, both ways."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.core.model import EventRecord, Job, Session, SessionStatus
@@ -9,7 +10,7 @@ from orchestrator.payload import Payload, cost_of, requirement_of
 from orchestrator.replies import timing
 from orchestrator.store import ArtifactRow, EventRow, JobRow, JobUpdate, Outcome, Recovered, Row, SessionRow
 from protocol.codec import pack, unpack
-from protocol.enums import Status
+from protocol.enums import EventName, Status
 
 SEQ_GAP = 10_000  # above the highest stored seq: events that never reached the disk have been sent under these
 
@@ -71,7 +72,18 @@ def _artifact_rows(
 
 
 def event_row(job: Job, record: EventRecord) -> EventRow:
-    return EventRow(job.tenant, job.job_id, record.seq, record.at_ms, record.name, pack(record.data))
+    data = record.data
+    if record.name is EventName.STATE and "error" not in data:
+        packed = _packed_state(data["status"], data["attempt"], data["worker_id"])
+    else:
+        packed = pack(data)
+    return EventRow(job.tenant, job.job_id, record.seq, record.at_ms, record.name.value, packed)
+
+
+@lru_cache(maxsize=4096)
+def _packed_state(status: str, attempt: int, worker_id: str | None) -> bytes:
+    """The data of most events: a few different ones for very many jobs."""
+    return pack({"status": status, "attempt": attempt, "worker_id": worker_id})
 
 
 def record_rows(job: Job, record: EventRecord) -> list[Row]:

@@ -37,10 +37,10 @@ class WorkerPlane:
         """One message; what cannot be read is logged and ignored, for the sender's lease tells the rest."""
         peer = received.connection
         try:
-            header = unpack_header(received.header, self._broker.settings.wire_limits)
+            header = unpack_header(received.header, self._broker.limits)
             if header.get("kind") == "hello" and header.get("protocol") != PROTOCOL_VERSION:
                 raise UnsupportedProtocol(details={"supported": [PROTOCOL_VERSION]})
-            check_attachments(header, [len(frame) for frame in received.frames], self._broker.settings.wire_limits)
+            check_attachments(header, [len(frame) for frame in received.frames], self._broker.limits)
             message = parse_message(header, FROM_WORKER)
         except AtelierError as error:
             log.warning("a worker's message was refused", code=error.code.value, problem=error.message)

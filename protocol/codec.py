@@ -5,6 +5,7 @@ Every function raises `MalformedMessage` or `PayloadTooLarge`, nothing else.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,9 +18,19 @@ Header = dict[str, Any]
 Buffer = bytes | bytearray | memoryview  # or a ZeroMQ frame's buffer
 
 
+class _Packers(threading.local):
+    """A packer per thread: making one costs more than packing a header, and they are not thread-safe."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(use_bin_type=True).pack
+
+
+_packers = _Packers()
+
+
 def pack(value: Any) -> bytes:
     """One msgpack value: str as str, bytes as bin, no extension types."""
-    return msgpack.packb(value, use_bin_type=True)
+    return _packers.pack(value)
 
 
 def unpack(raw: Buffer, limits: WireLimits = DEFAULT_LIMITS) -> Any:

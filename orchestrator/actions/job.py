@@ -12,7 +12,7 @@ from orchestrator.intake import disk_error
 from orchestrator.store import JobRecord, JobSummary, queries
 from orchestrator.store.writer import Completion
 from protocol.codec import unpack
-from protocol.enums import Status
+from protocol.enums import EventName, Status
 from protocol.errors import NotFound
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _replay(broker: "Broker", ask: Ask, record: JobRecord) -> None:
         oldest_seq = rows[0].seq if rows else ask.data.after_seq + 1
         broker.answer(ask, {"oldest_seq": oldest_seq, "status": record.row.status})
         for row in rows:
-            event = EventRecord(row.seq, row.at_ms, row.event, unpack(row.data))
+            event = EventRecord(row.seq, row.at_ms, EventName(row.event), unpack(row.data))
             broker.send_client(ask.connection, replies.event(ask.request_id, row.job_id, event))
 
     query = queries.events_of(ask.tenant, record.row.job_id, ask.data.after_seq)
