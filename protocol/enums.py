@@ -31,7 +31,7 @@ class HeldState(StrEnum):
     """What a worker says of a job it holds."""
 
     ASSIGNED = "assigned"  # in its mailbox, not begun
-    RUNNING = "running"
+    RUNNING = "running"  # begun
     DONE = "done"  # the result waits for its `result_ack`
 
 

@@ -131,20 +131,20 @@ Held = Annotated[list[HeldJob], FIRST_FAULT]
 
 
 class DeviceFacts(Message):
-    """What a worker's device is. Memory in bytes."""
+    """What a worker's device is."""
 
     device_id: Name  # as the worker's machine names it, e.g. `cuda:0`
     kind: Name  # groups devices of equal speed, e.g. `cpu`, `NVIDIA H200`
-    memory_total: Count
-    memory_free: Count
+    memory_total: Count  # bytes
+    memory_free: Count  # bytes
 
 
 class Capabilities(Message):
     """What a worker can run."""
 
-    actions: Annotated[list[Name], FIRST_FAULT]
+    actions: Annotated[list[Name], FIRST_FAULT]  # that it runs
     models: Annotated[list[Data], FIRST_FAULT] | None = None  # {model_id, family, actions, content_hash}; null: any
-    schedulers: Annotated[list[Name], FIRST_FAULT] = []
+    schedulers: Annotated[list[Name], FIRST_FAULT] = []  # names that `scheduler` takes
 
 
 class Hello(Message):
@@ -242,7 +242,7 @@ class WorkerResult(Message):
     data: Data = {}  # the action's result
     error: Data | None = None  # see Errors; set where `success` is false
     load_ms: Count = 0  # spent loading the model; feeds the estimates
-    running_ms: Count = 0  # spent on the job, loading included
+    running_ms: Count = 0  # spent on the job, without loading
     attachments: Attachments = []
 
 

@@ -200,9 +200,11 @@ def actions() -> str:
     for action in ACTIONS.values():
         parts.append(f"#### {action.name}\n\n{action.summary}")
         parts.append(described(action.data, defaults=True, title="Request `data`:"))
-        if action.result in shared:
+        if action.result is ResultData:  # no shape of its own
+            parts.append("Result `data`: the job's, see [Asking for a result](#asking-for-a-result).")
+        elif action.result in shared:
             parts.append(f"Result `data`: {_plain_type(action.result)}.")
-        elif action.result.model_fields:
+        else:
             parts.append(described(action.result, defaults=False, title="Result `data`:"))
     for model in sorted(shared, key=lambda cls: cls.__name__):
         parts.append(f"#### {model.__name__}")
