@@ -95,6 +95,10 @@ class Broker:
             if self.clients.socket in ready:
                 self._drain_port(self.clients, self._take_request)
             self._keep_time()
+            self.workers.flush()
+            self.clients.flush()
+            while self._gone:
+                self.feed(e.ConnectionGone(self._gone.pop()))
 
     def drain(self) -> None:
         """Take no more work, let what runs end, then stop. A second call stops at once. From signal handlers too."""
@@ -110,6 +114,8 @@ class Broker:
         self._wakeup.wake()
 
     def close(self) -> None:
+        self.workers.flush()
+        self.clients.flush()
         self.clients.close()
         self.workers.close()
         self._context.term()
@@ -136,8 +142,6 @@ class Broker:
         deadline_ms = self.core.next_deadline()
         if deadline_ms is not None and deadline_ms <= now_ms:
             self.feed(e.Tick())
-        while self._gone:
-            self.feed(e.ConnectionGone(self._gone.pop()))
         if now_ms >= self._next_alive_ms:
             self._next_alive_ms = now_ms + self.settings.alive_ms
             for connection in list(self.core.askers.waiting()):
@@ -236,11 +240,14 @@ class Broker:
         self, connection: Connection, header: dict[str, Any], frames: Any = (), *, droppable: bool = False
     ) -> None:
         """Send if it can be; a result that cannot stays under `job.result`, a vanished client is noted."""
-        sent = self.clients.send(connection, header, frames, droppable=droppable)
-        if sent is Sent.GONE:
-            self._gone.add(connection)
-        elif sent is Sent.FULL and not droppable:
-            log.warning("a client is too far behind; its answer was not sent", request_id=header.get("request_id"))
+
+        def failed(sent: Sent) -> None:
+            if sent is Sent.GONE:
+                self._gone.add(connection)
+            elif not droppable:
+                log.warning("a client is too far behind; its answer was not sent", request_id=header.get("request_id"))
+
+        self.clients.post(connection, header, frames, droppable=droppable, failed=failed)
 
     def fleet_models(self) -> list[dict[str, Any]]:
         """What the connected workers can run, each with the workers that have it and have it loaded."""

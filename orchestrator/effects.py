@@ -219,8 +219,12 @@ class Effects:
         }
         if self._broker.traces:
             log.debug("assigned", request_id=job.request_id, job_id=job.job_id, attempt=command.attempt)
-        if self._broker.workers.send(command.peer, header, frames) is not Sent.DONE:
-            self._broker.feed(e.AssignFailed(command.peer, job.job_id, command.attempt))
+        self._broker.workers.post(
+            command.peer,
+            header,
+            frames,
+            failed=lambda _: self._broker.feed(e.AssignFailed(command.peer, job.job_id, command.attempt)),
+        )
 
     def _cancel_attempt(self, command: c.CancelAttempt) -> None:
         self._tell(command.peer, {"kind": "cancel", "job_id": command.job_id, "attempt": command.attempt})
@@ -255,12 +259,16 @@ class Effects:
 
     def _probe(self, command: c.Probe) -> None:
         header = {"kind": "heartbeat_ack", "orchestrator_epoch": self._broker.epoch}
-        if self._broker.workers.send(command.peer, header) is Sent.GONE:
-            self._broker.feed(e.WorkerUnreachable(command.peer))
+
+        def failed(sent: Sent) -> None:
+            if sent is Sent.GONE:
+                self._broker.feed(e.WorkerUnreachable(command.peer))
+
+        self._broker.workers.post(command.peer, header, failed=failed)
 
     def _tell(self, peer: Any, header: dict[str, Any]) -> None:
         """To a worker that may be gone: its lease, and what it says next, set things right."""
-        self._broker.workers.send(peer, header)
+        self._broker.workers.post(peer, header)
 
 
 def _disk_fault() -> Fault:

@@ -44,7 +44,7 @@ class WorkerPlane:
             message = parse_message(header, FROM_WORKER)
         except AtelierError as error:
             log.warning("a worker's message was refused", code=error.code.value, problem=error.message)
-            self._broker.workers.send(peer, {"kind": "refused", "error": error.to_wire()})
+            self._broker.workers.post(peer, {"kind": "refused", "error": error.to_wire()})
             return
         match message:
             case WorkerResult():

@@ -23,6 +23,7 @@ from orchestrator.store.rows import (
 )
 from orchestrator.store.statements import Statements, expire, find_duplicates
 
+WRITE_BEHIND_S = 0.05  # how long rows that nobody waits for gather company
 GROUP_WRITES_MAX = 2048  # bounds the time one transaction takes, and so how long its first write waits
 UNSAVED_ROWS_MAX = 100_000  # kept for retry while the disk fails
 RETRY_S, RETRY_MAX_S = 0.05, 1.0
@@ -59,6 +60,7 @@ class Writer:
         self._put_count = self._done_count = 0  # each is written by one thread alone
         self._closing = False
         self._give_up = threading.Event()
+        self._awaited = threading.Event()  # somebody waits for a write in the queue
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -70,10 +72,13 @@ class Writer:
     def put(self, write: Write) -> None:
         self._put_count += 1
         self._queue.put(write)
+        if write.token is not None and not self._awaited.is_set():
+            self._awaited.set()
 
     def close(self, timeout_s: float) -> None:
         """Commit all that is queued, giving up after `timeout_s`, and end the thread."""
         self._queue.put(None)
+        self._awaited.set()
         self._thread.join(timeout_s)
         self._give_up.set()
         self._thread.join(RETRY_MAX_S)  # an attempt that hangs in the disk is left to the daemon flag
@@ -94,13 +99,19 @@ class Writer:
     def _next_group(self) -> list[Write]:
         group, self._unsaved = self._unsaved, []
         writes_max = len(group) + GROUP_WRITES_MAX
+        idle = not group and not self._closing
         try:
             while len(group) < writes_max:
-                write = self._queue.get(block=not group and not self._closing)
+                write = self._queue.get(block=idle)
+                if idle:  # a sleep here, not a wait at the queue: each put would wake this thread and cost the GIL
+                    idle = False
+                    self._awaited.wait(WRITE_BEHIND_S)
+                    self._awaited.clear()
                 if write is None:
                     self._closing = True
                 else:
                     group.append(write)
+            self._awaited.set()  # the group is full: what is left may be awaited
         except queue.Empty:
             pass
         return group

@@ -1,0 +1,247 @@
+"""What the orchestrator costs: jobs through it beside the same messages through ZeroMQ's own C proxy.
+
+Client, orchestrator (or proxy) and worker are processes of their own on ipc sockets. Each measurement is one of a
+pair, raw and Atelier, run one after the other; the figure is the median of the pairs' ratios, with their spread,
+so that a noisy machine tells on both sides. Run it with: make bench-dispatch
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import zmq
+
+from protocol.codec import pack, unpack_header
+from protocol.ids import new_id
+from protocol.sockets import make_socket
+
+MIB = 1024 * 1024
+GOALS = {
+    "jobs/s at 64 in flight": (">=", 0.25),
+    "median latency at 1 in flight": ("<=", 2.0),
+    "MB/s of 1 MiB replies at 8 in flight": (">=", 0.8),
+    "accepted jobs/s at 64 in flight": (">=", 0.3),
+}
+CPU_GOAL_US = 100
+
+
+def raw_proxy(front: str, back: str) -> None:
+    """The limit: frames from one socket to the other, in C."""
+    context = zmq.Context()
+    frontend, backend = make_socket(context, zmq.ROUTER), make_socket(context, zmq.DEALER)
+    frontend.bind(front)
+    backend.bind(back)
+    zmq.proxy(frontend, backend)
+
+
+def raw_worker(back: str) -> None:
+    """Echoes every message."""
+    socket = make_socket(zmq.Context(), zmq.DEALER)
+    socket.connect(back)
+    while True:
+        socket.send_multipart(socket.recv_multipart(copy=False), copy=False)
+
+
+class Raw:
+    """The load through the proxy."""
+
+    def __init__(self, folder: Path) -> None:
+        front, back = f"ipc://{folder}/front", f"ipc://{folder}/back"
+        spawn = multiprocessing.get_context("spawn")
+        self._processes = [
+            spawn.Process(target=raw_proxy, args=(front, back), daemon=True),
+            spawn.Process(target=raw_worker, args=(back,), daemon=True),
+        ]
+        for process in self._processes:
+            process.start()
+        self.endpoint = front
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+class Atelier:
+    """The load through an orchestrator and a worker that only runs `system.noop`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.endpoint = f"ipc://{folder}/run/client"
+        environment = os.environ | {
+            "ATELIER_RUNTIME_DIR": f"{folder}/run",
+            "ATELIER_DATA_DIR": f"{folder}/data",
+            "ATELIER_CLIENT_ENDPOINTS": self.endpoint,
+            "ATELIER_LOG_LEVEL": "warning",
+        }
+        (folder / "models").mkdir()
+        orchestrator = [sys.executable, "-m", "orchestrator"]
+        worker = [sys.executable, "-m", "worker", "--connect", f"ipc://{folder}/run/workers", "--device", "cpu"]
+        worker += ["--slots", "64", "--models", f"{folder}/models", "--log-level", "warning"]
+        self._processes = [subprocess.Popen(orchestrator, env=environment), subprocess.Popen(worker)]
+
+    def cpu_s(self) -> float:
+        times = psutil.Process(self._processes[0].pid).cpu_times()
+        return times.user + times.system
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def request_frames(attachment: bytes, wait: bool) -> list[bytes]:
+    header = {"protocol": 1, "request_id": new_id(), "action": "system.noop", "data": {"echo": 1}, "wait": wait}
+    if not attachment:
+        return [pack(header)]
+    header["attachments"] = [{"media_type": "application/octet-stream", "nbytes": len(attachment)}]
+    return [pack(header), attachment]
+
+
+class Load:
+    """One client connection that keeps a number of requests in flight."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = make_socket(zmq.Context.instance(), zmq.DEALER)
+        self._socket.connect(endpoint)
+
+    def run(self, jobs: int, in_flight: int, attachment: bytes = b"", wait: bool = True) -> list[float]:
+        """Latencies in seconds of `jobs` requests, in the order of their answers."""
+        sent_at: dict[str, float] = {}
+        latencies: list[float] = []
+        for _ in range(min(in_flight, jobs)):
+            self._send(sent_at, attachment, wait)
+        started = len(sent_at)
+        while len(latencies) < jobs:
+            frames = self._socket.recv_multipart(copy=False)
+            header = unpack_header(frames[0].buffer)
+            if header.get("kind") == "alive":
+                continue
+            if header.get("kind") == "response" and not header["success"]:
+                raise RuntimeError(header["error"])
+            latencies.append(time.perf_counter() - sent_at.pop(header["request_id"]))
+            if started < jobs:
+                self._send(sent_at, attachment, wait)
+                started += 1
+        return latencies
+
+    def _send(self, sent_at: dict[str, float], attachment: bytes, wait: bool) -> None:
+        frames = request_frames(attachment, wait)
+        request_id = unpack_header(frames[0])["request_id"]
+        sent_at[request_id] = time.perf_counter()
+        self._socket.send_multipart(frames, copy=False)
+
+    def rate(self, jobs: int, in_flight: int, attachment: bytes = b"", wait: bool = True) -> float:
+        begun = time.perf_counter()
+        self.run(jobs, in_flight, attachment, wait)
+        return jobs / (time.perf_counter() - begun)
+
+
+def group_commit_rate(folder: Path, rows: int, group: int) -> float:
+    """Rows per second of this disk when `group` of them share a commit (WAL, FULL, as the store does)."""
+    connection = sqlite3.connect(folder / "raw.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, body BLOB)")
+    begun = time.perf_counter()
+    for _ in range(rows // group):
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO jobs VALUES (?, ?)", [(new_id(), b"x" * 300) for _ in range(group)])
+        connection.execute("COMMIT")
+    rate = rows / (time.perf_counter() - begun)
+    connection.close()
+    return rate
+
+
+def wait_for_worker(load: Load) -> None:
+    load.run(64, 8)  # queued until the worker is there
+
+
+Pair = tuple[float, float]
+
+
+def measure(pairs: int, jobs: int, folder: Path) -> Iterator[tuple[str, str, list[Pair]]]:
+    """Each measurement's name, unit and (raw, Atelier) pairs."""
+    raw, atelier = Raw(folder), Atelier(folder)
+    try:
+        raw_load, load = Load(raw.endpoint), Load(atelier.endpoint)
+        wait_for_worker(raw_load)
+        wait_for_worker(load)
+        payload = os.urandom(MIB)
+
+        def paired(one: Callable[[Load], float]) -> list[Pair]:
+            return [(one(raw_load), one(load)) for _ in range(pairs)]
+
+        yield "jobs/s at 64 in flight", "1/s", paired(lambda target: target.rate(jobs, 64))
+        cpu_s = atelier.cpu_s()
+        load.run(jobs, 64)
+        yield "orchestrator CPU per job", "us", [(0.0, (atelier.cpu_s() - cpu_s) / jobs * 1e6)]
+        yield (
+            "median latency at 1 in flight",
+            "us",
+            paired(lambda target: statistics.median(target.run(jobs // 10, 1)) * 1e6),
+        )
+        yield (
+            "MB/s of 1 MiB replies at 8 in flight",
+            "MB/s",
+            paired(lambda target: target.rate(max(64, jobs // 40), 8, payload) * MIB / 1e6),
+        )
+        accepted = [
+            (group_commit_rate(folder, jobs // 2, 64), load.rate(jobs // 2, 64, wait=False)) for _ in range(pairs)
+        ]
+        yield "accepted jobs/s at 64 in flight", "1/s", accepted
+    finally:
+        atelier.close()
+        raw.close()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        yield Path(name)
+
+
+def report(name: str, unit: str, pairs: list[Pair]) -> None:
+    mine = [pair[1] for pair in pairs]
+    if name == "orchestrator CPU per job":
+        verdict = "met" if mine[0] <= CPU_GOAL_US else "NOT met"
+        print(f"| {name} | | {mine[0]:,.0f} {unit} | | <= {CPU_GOAL_US} {unit}: {verdict} |", flush=True)
+        return
+    ratios = sorted(pair[1] / pair[0] for pair in pairs)
+    ratio = statistics.median(ratios)
+    sign, goal = GOALS[name]
+    met = ratio >= goal if sign == ">=" else ratio <= goal
+    raw_median, median = statistics.median(pair[0] for pair in pairs), statistics.median(mine)
+    print(
+        f"| {name} | {raw_median:,.0f} {unit} | {median:,.0f} {unit} | {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        f" | {sign} {goal}: {'met' if met else 'NOT met'} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7, help="pairs per measurement")
+    parser.add_argument("--jobs", type=int, default=8000, help="jobs of one run")
+    options = parser.parse_args()
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, pyzmq {zmq.__version__},")
+    print(f"libzmq {zmq.zmq_version()}; {time.strftime('%Y-%m-%d')}; median of {options.pairs} pairs\n")
+    print("| what | raw | Atelier | ratio (spread) | goal |\n|---|---|---|---|---|", flush=True)
+    with scratch() as folder:
+        for name, unit, pairs in measure(options.pairs, options.jobs, folder):
+            report(name, unit, pairs)
+
+
+if __name__ == "__main__":
+    main()
