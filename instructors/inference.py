@@ -128,9 +128,9 @@ def warm_up() -> None:
 
 
 def _load(model_id: str | None, context: Context) -> "LoadedModel":
+    model = context.models.find(model_id)
     from instructors.pipelines import diffusion
 
-    model = context.models.find(model_id)
     key = f"{model.model_id} {model.content_hash}"  # changed files make another model
     nbytes = model.elements * diffusion.dtype_for(context.device, model).itemsize
     return context.resident(key, nbytes, lambda: diffusion.load(model, context.device))

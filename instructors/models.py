@@ -69,7 +69,10 @@ class ModelFolder:
 
     def names(self) -> list[str]:
         """Every name in the folder that looks like a model: a folder with an index, or a file of weights."""
-        if self.root is None or not self.root.is_dir():
+        if self.root is None:
+            return []
+        if not self.root.is_dir():
+            log.warning("the model folder is not there")
             return []
         return sorted(e.name for e in self.root.iterdir() if _inside(e, self.root) and _looks_like_model(e))
 

@@ -11,6 +11,10 @@ from protocol.schemas.base import Action, nearest, validate
 MakeTask = Callable[[Any, Context], Task]  # (data as the action's schema, context)
 
 
+class NoSuchModule(ValueError):
+    """A module that was to add actions is not there."""
+
+
 class Registry:
     """Actions by name."""
 
@@ -36,8 +40,15 @@ class Registry:
 
 
 def load(modules: list[str]) -> Registry:
-    """The built-in actions and those of further modules, each of which has a `register(registry)`."""
+    """The built-in actions and those of further modules, each of which has a `register(registry)`.
+
+    Raises NoSuchModule.
+    """
     registry = Registry()
     for name in ["instructors.system", "instructors.inference", *modules]:
-        importlib.import_module(name).register(registry)
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise NoSuchModule(f"the module {name!r} cannot be imported: {error}") from error
+        module.register(registry)
     return registry

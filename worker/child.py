@@ -18,13 +18,13 @@ from protocol.messages import Capabilities, Hello
 from worker import hardware, logs
 from worker.delivery import Delivery, Outbox
 from worker.engine import CRASHED, Engine, Workplace
-from worker.link import Link
+from worker.link import BadEndpoint, Link
 from worker.options import Options, parse
 from worker.pulse import Pulse
 from worker.residency import Residency
 from worker.session import RefusedForGood, Session
 
-REFUSED = 3  # exit code
+WRONG_USAGE, REFUSED = 2, 3  # exit codes
 
 log = structlog.get_logger("worker.child")
 
@@ -81,7 +81,7 @@ def _workplace(options: Options, device: hardware.Device, delivery: Delivery) ->
         models=ModelFolder(options.models),
         residency=Residency(options.memory_budget or device.default_budget, device.free_cached),
         delivery=delivery,
-        pulse=Pulse.attach(options.pulse_fd),
+        pulse=Pulse(options.pulse_fd),
     )
 
 
@@ -108,9 +108,9 @@ if __name__ == "__main__":
     code = CRASHED
     try:
         code = main()
-    except hardware.NoSuchDevice as error:
+    except (hardware.NoSuchDevice, BadEndpoint, registry.NoSuchModule) as error:
         print(error, file=sys.stderr)
-        code = 2
+        code = WRONG_USAGE
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else CRASHED
     except BaseException:

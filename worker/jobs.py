@@ -41,6 +41,7 @@ class Job:
             request_id=assign.request_id,
             fingerprint=assign.fingerprint,
             action=assign.action,
+            durable=assign.durable,
         )
 
 

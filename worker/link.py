@@ -11,6 +11,10 @@ from protocol.sockets import make_socket
 FLUSH_MS = 500  # for the goodbye
 
 
+class BadEndpoint(ValueError):
+    """The endpoint to connect to is not one."""
+
+
 class Link:
     """A DEALER to the orchestrator's worker plane. `reset` gives it a new connection, and so a new identity."""
 
@@ -71,6 +75,9 @@ class Link:
     def _open(self) -> None:
         self._socket = make_socket(self._context, zmq.DEALER)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing while away: stale heartbeats help nobody
-        self._socket.connect(self._endpoint)
+        try:
+            self._socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            raise BadEndpoint(f"cannot connect to {self._endpoint!r}: {error}") from None
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)

@@ -4,11 +4,11 @@ Shared memory, because a hung child can send nothing; CLOCK_MONOTONIC, because i
 """
 
 import mmap
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
 
 _SLOTS = 2
 _BUSY_SINCE, _LOADING = range(_SLOTS)
@@ -18,23 +18,16 @@ class Pulse:
     """`busy_since_ns`: when the device thread last reached its mailbox, 0 while it is idle. `loading`: not 0 while
     it loads or compiles. The child writes, the parent reads; each number is one aligned 8-byte store."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file  # keeps the descriptor open
-        self._values = memoryview(mmap.mmap(file.fileno(), _SLOTS * 8)).cast("q")
+    def __init__(self, fd: int) -> None:
+        """`fd`: of the file behind the memory, to be handed to a child."""
+        self.fd = fd
+        self._values = memoryview(mmap.mmap(fd, _SLOTS * 8)).cast("q")
 
     @staticmethod
     def create() -> "Pulse":
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (held as long as the mapping)
-        file.truncate(_SLOTS * 8)
-        return Pulse(file)
-
-    @staticmethod
-    def attach(fd: int) -> "Pulse":
-        return Pulse(open(fd, "r+b", buffering=0))
-
-    @property
-    def fd(self) -> int:
-        return self._file.fileno()
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.truncate(_SLOTS * 8)
+            return Pulse(os.dup(file.fileno()))
 
     def beat(self) -> None:
         """A quantum begins."""
