@@ -76,7 +76,9 @@ class Lifecycle:
         elif not listens:
             self._core.commands.append(c.Answer(event.connection, event.request_id, job))
         if listens:
-            self._core.askers.attach(job, self._asker(event))
+            asker = self._asker(event)
+            asker.kind = AskerKind.STREAM if on_disk else asker.kind
+            self._core.askers.attach(job, asker)
 
     def _complete_orphan(self, job: Job, event: e.Submit) -> None:
         """The job came from a worker's list; now its asker brings what it needs to run again elsewhere."""
@@ -121,7 +123,7 @@ class Lifecycle:
         )
 
     def _asker(self, event: e.Submit) -> Asker:
-        kind = AskerKind.STREAM if event.durable else AskerKind.REPLY
+        kind = AskerKind.ACCEPT if event.durable else AskerKind.REPLY
         return Asker(event.connection, event.request_id, kind, event.events, event.probed)
 
     def _enter(self, job: Job) -> None:
@@ -145,8 +147,9 @@ class Lifecycle:
         self._change(job, Trigger.SAVED)
         self._accepting -= 1
         for asker in list(job.askers):
-            if asker.kind is AskerKind.STREAM:
+            if asker.kind is AskerKind.ACCEPT:
                 self._accept(job, asker.connection, asker.request_id)
+                asker.kind = AskerKind.STREAM
                 if not asker.events:
                     self._core.askers.detach(job, asker)
         self._ready(job)
@@ -158,6 +161,8 @@ class Lifecycle:
         self._core.sessions.job_removed(job)
         for asker in list(job.askers):
             self._core.askers.detach(job, asker)
+            if asker.kind is AskerKind.STREAM:
+                continue  # it has its answer
             if event.answer is None:
                 self._core.commands.append(c.Reject(asker.connection, asker.request_id, event.fault))
             else:

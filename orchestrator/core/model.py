@@ -58,7 +58,8 @@ class Fault(NamedTuple):
 
 class AskerKind(StrEnum):
     REPLY = "reply"  # `wait: true`: the final response answers it; keeps its job alive
-    STREAM = "stream"  # `wait: false` with events, and `job.events`: events only
+    ACCEPT = "accept"  # `wait: false`: answered when the job is on disk; with events, a STREAM from then on
+    STREAM = "stream"  # events only
     RESULT = "result"  # `job.result`
     CANCEL = "cancel"  # `job.cancel`: answered when the end is safe
 

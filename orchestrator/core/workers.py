@@ -61,8 +61,11 @@ class Workers:
             return
         worker.memory_free, worker.quantum_age_ms = event.memory_free, event.quantum_age_ms
         self._core.commands.append(c.AckHeartbeat(worker.peer))
+        if worker.draining:
+            self._tell_drain(worker)  # the first may have been lost
         if worker.stalled:
             worker.stalled = False
+            self._core.fleet.refresh(worker)
             self._core.placement.freed(worker)
         if event.resident != worker.profile.resident:
             self._core.fleet.refresh(worker, event.resident)
@@ -106,13 +109,13 @@ class Workers:
     def assign_failed(self, event: e.AssignFailed) -> None:
         """The connection took no more: it is full or closing, and the worker gets nothing until it is heard again."""
         worker = self._core.fleet.by_peer.get(event.peer)
-        job = self._core.jobs.get(event.job_id)
         if worker is None:
             return
-        current = job is not None and self._holds(worker.worker_id, job, event.attempt)
         worker.stalled = True
-        self._vacate(worker, event.job_id)
-        if job is not None and current:
+        self._core.fleet.refresh(worker)
+        job = self._current(worker, event.job_id, event.attempt)
+        if job is not None:
+            self._vacate(worker, job.job_id)
             self._core.lifecycle.give_back(job)
 
     def _renew(self, worker: Worker) -> None:
