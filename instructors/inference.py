@@ -68,8 +68,8 @@ class Text2Img(Task):
     def _after_step(self, step: int, steps: int, latents: Any) -> None:
         self._context.quantum()
         self._steps_done += 1
-        images, image = self._data.num_images, len(self._images) + 1
-        left = steps - step + (images - image) * steps
+        images, image = self._data.num_images, len(self._images)
+        left = steps - step + (images - image - 1) * steps
         eta_ms = round(1000 * left * (time.monotonic() - self._begun) / self._steps_done)
         where = {"step": step, "steps": steps, "image": image, "images": images}
         self._context.emit(EventName.PROGRESS, {**where, "eta_ms": eta_ms})

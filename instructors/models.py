@@ -41,12 +41,15 @@ log = structlog.get_logger("instructors.models")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that was checked. `elements` counts the numbers in its weights; `content_hash` is SHA-256 in hex."""
+    """A model that was checked. `components`: name -> whether it is there (an index may say that it is not).
+
+    `elements` counts the numbers in its weights; `content_hash` is SHA-256 in hex.
+    """
 
     model_id: str
     path: Path
     family: str  # "stable_diffusion": the pipeline's class in snake case
-    components: tuple[str, ...]
+    components: dict[str, bool]
     elements: int
     content_hash: str
 
@@ -226,16 +229,16 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _check_index(index: dict[str, Any]) -> tuple[str, ...]:
-    """The components' names. The libraries import by name what stands here, so only their own classes may."""
-    components = []
+def _check_index(index: dict[str, Any]) -> dict[str, bool]:
+    """The components, as in `Model`. The libraries import by name what stands here, so only their own classes may."""
+    components = {}
     for name, value in index.items():
         if name.startswith("_") or type(value) is not list:
             continue
         if len(value) != 2 or value[0] not in LIBRARIES:
             raise ModelInvalid(f"{INDEX} wants code of its own for {name[:60]!r}, and that is not run.")
-        components.append(name)
-    return tuple(components)
+        components[name] = value[0] is not None
+    return components
 
 
 def _family(class_name: str) -> str:

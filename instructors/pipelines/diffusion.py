@@ -17,7 +17,7 @@ from PIL import Image
 from instructors.memory import is_out_of_memory
 from instructors.models import Model
 from instructors.pipelines.schedulers import SchedulerBank
-from protocol.errors import InvalidRequest, ModelInvalid
+from protocol.errors import AtelierError, InvalidRequest, ModelInvalid
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
 PREVIEW_QUALITY = 80
@@ -35,7 +35,7 @@ def dtype_for(device: str, model: Model) -> torch.dtype:
     activations overflow float16."""
     if device == "cpu":
         return torch.float32
-    return torch.float16 if "unet" in model.components else torch.bfloat16
+    return torch.float16 if model.components.get("unet") else torch.bfloat16
 
 
 class LoadedModel:
@@ -58,8 +58,7 @@ class LoadedModel:
         size = getattr(self._pipeline, "default_sample_size", None)
         if not isinstance(size, int):
             return None
-        pixels = size * self._pipeline.vae_scale_factor
-        return pixels, pixels
+        return size * self._scale_factor, size * self._scale_factor
 
     @property
     def size_multiple(self) -> int:
@@ -67,7 +66,12 @@ class LoadedModel:
         processor = getattr(self._pipeline, "image_processor", None)
         factor = processor.config.vae_scale_factor if processor is not None else 1
         patch = getattr(self._pipeline, "patch_size", None)
-        return lcm(8, factor, self._pipeline.vae_scale_factor * patch if isinstance(patch, int) else 1)
+        return lcm(8, factor, self._scale_factor * patch if isinstance(patch, int) else 1)
+
+    @property
+    def _scale_factor(self) -> int:
+        """Pixels per latent and side."""
+        return int(getattr(self._pipeline, "vae_scale_factor", 8))
 
     def check(self, arguments: dict[str, Any]) -> None:
         """Raise InvalidRequest for what this family has no use for."""
@@ -101,27 +105,34 @@ class LoadedModel:
 
         None where the family's latents are not laid out as a picture. Early previews are noise, as the latents are.
         """
-        pipeline = self._pipeline
-        unpack = getattr(pipeline, "_unpack_latents", None)
-        if latents.ndim == 3 and unpack is not None and width and height:
-            latents = unpack(latents, height, width, pipeline.vae_scale_factor)
-        if latents.ndim != 4 or not hasattr(pipeline.vae.config, "scaling_factor"):
+        try:
+            pixels = self._decode_small(latents, width, height)
+        except Exception as error:  # a preview is a courtesy: the picture goes on without it
+            log.info("no preview", model_id=self.name, error=repr(error))
             return None
-        with torch.inference_mode():
-            shrink = PREVIEW_LATENTS_MAX / max(latents.shape[-2:])
-            if shrink < 1:
-                latents = torch.nn.functional.interpolate(latents.float(), scale_factor=shrink, mode="area")
-            latents = latents / latents.float().std().clamp(min=1)  # some schedulers' latents start enormous
-            config = pipeline.vae.config
-            latents = latents.to(pipeline.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", 0) or 0)
-            decoded = pipeline.vae.decode(latents, return_dict=False)[0][0]
-            pixels = decoded.float().nan_to_num().mul(127.5).add(127.5).clamp(0, 255).byte().permute(1, 2, 0).cpu()
-        return lambda: _jpeg(pixels)
+        return None if pixels is None else lambda: _jpeg(pixels)
+
+    @torch.inference_mode()
+    def _decode_small(self, latents: Any, width: int | None, height: int | None) -> Any:
+        """[height, width, 3] bytes on the CPU, or None."""
+        vae, unpack = getattr(self._pipeline, "vae", None), getattr(self._pipeline, "_unpack_latents", None)
+        if latents.ndim == 3 and unpack is not None and width and height:
+            latents = unpack(latents, height, width, self._scale_factor)
+        scaling_factor = getattr(getattr(vae, "config", None), "scaling_factor", None)
+        if vae is None or latents.ndim != 4 or scaling_factor is None:
+            return None
+        shrink = PREVIEW_LATENTS_MAX / max(latents.shape[-2:])
+        if shrink < 1:
+            latents = torch.nn.functional.interpolate(latents.float(), scale_factor=shrink, mode="area")
+        latents = latents / latents.float().std().clamp(min=1)  # some schedulers' latents start enormous
+        latents = latents.to(vae.dtype) / scaling_factor + (getattr(vae.config, "shift_factor", 0) or 0)
+        decoded = vae.decode(latents, return_dict=False)[0][0].float().nan_to_num()
+        return decoded.mul(127.5).add(127.5).clamp(0, 255).byte().permute(1, 2, 0).cpu()
 
 
 def load(model: Model, device: str) -> LoadedModel:
     """Load a checked model onto a device. Raises ModelInvalid; running out of memory passes through."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {name: None for name, there in model.components.items() if not there}
     if "safety_checker" in model.components:
         options.update(safety_checker=None, requires_safety_checker=False)
     if _only_fp16(model):
@@ -130,13 +141,15 @@ def load(model: Model, device: str) -> LoadedModel:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             model.path, local_files_only=True, use_safetensors=True, dtype=dtype_for(device, model), **options
         ).to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        return LoadedModel(model, pipeline)
+    except AtelierError:
+        raise
     except Exception as error:  # the libraries raise of every kind on files that do not fit together
         if is_out_of_memory(error):
             raise
         log.warning("a model cannot be loaded", model_id=model.model_id, error=repr(error))
         raise ModelInvalid("The model's files do not make a text-to-image pipeline.") from None
-    pipeline.set_progress_bar_config(disable=True)
-    return LoadedModel(model, pipeline)
 
 
 def _only_fp16(model: Model) -> bool:

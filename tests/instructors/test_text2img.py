@@ -64,7 +64,7 @@ def test_a_random_seed_is_told_and_repeats(generate: Any) -> None:
 def test_progress_and_items(generate: Any, desk: Any) -> None:
     result = generate(seed=1, num_images=2)
     progress = [data for data, _ in desk.named(EventName.PROGRESS)]
-    assert [(p["image"], p["step"]) for p in progress] == [(i, s) for i in (1, 2) for s in (1, 2, 3)]
+    assert [(p["image"], p["step"]) for p in progress] == [(i, s) for i in (0, 1) for s in (1, 2, 3)]
     assert all(p["steps"] == 3 and p["images"] == 2 for p in progress)
     assert progress[-1]["eta_ms"] == 0
     assert progress[0]["eta_ms"] > 0

@@ -80,7 +80,7 @@ def encode(data: PluginData, context: Context) -> Result:
         return b"item"
 
     context.emit(EventName.ITEM, {}, [Blob("text/plain", slow)])
-    context.emit(EventName.LOG, {"line": "after the item"})
+    context.emit(EventName.LOG, {"level": "info", "message": "after the item"})
     return Result({}, [Blob("text/plain", lambda: b"result")])
 
 

@@ -97,7 +97,7 @@ def test_what_is_encoded_off_the_device_keeps_its_order(scripted: ScriptedOrches
     other = scripted.expect("result")
     assert other["job_id"] == "other"  # the device did not wait for the encoder
     item, log, result = scripted.expect("event"), scripted.expect("event"), scripted.expect("result")
-    assert [item["frames"], log["data"], result["frames"]] == [[b"item"], {"line": "after the item"}, [b"result"]]
+    assert [item["frames"], log["event"], result["frames"]] == [[b"item"], "log", [b"result"]]
     scripted.acknowledge_result(other)
     scripted.acknowledge_result(result)
 
