@@ -1,0 +1,42 @@
+"""The same request twice is one job: one execution, and an answer for everyone who asked."""
+
+import pytest
+
+from orchestrator.client import Client
+from protocol.errors import RequestConflict
+from protocol.ids import new_id
+from tests.e2e.house import House, lines, told
+
+CONNECTIONS, TIMES = 5, 20
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_hundred_times_the_same_request(house: House, wait: bool) -> None:
+    request_id, file = new_id(), house.file(f"hundred-{wait}")
+    raws = [house.raw() for _ in range(CONNECTIONS)]
+    for raw in raws:
+        for _ in range(TIMES):
+            raw.request(request_id, "system.noop", {"echo": told(append=file), "sleep_ms": 300}, wait=wait)
+    answers = [raw.answer() for raw in raws for _ in range(TIMES)]
+    assert len(answers) == 100
+    assert {answer["request_id"] for answer in answers} == {request_id}
+    assert len({answer["job_id"] for answer in answers}) == 1
+    assert all(answer["success"] for answer in answers)
+    if wait:
+        assert {(answer["status"], answer["attempt"]) for answer in answers} == {("completed", 1)}
+    else:
+        raws[0].request(new_id(), "job.result", {"job_id": answers[0]["job_id"], "wait_ms": 5000})
+        assert raws[0].answer()["status"] == "completed"
+    assert all(raw.receive(0.1) is None for raw in raws), "an answer too many"
+    assert lines(file) == 1
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_same_id_with_another_body(house: House, client: Client, wait: bool) -> None:
+    request_id = new_id()
+    job = client.submit("system.noop", {"echo": 1, "sleep_ms": 200}, wait=wait, request_id=request_id)
+    with Client(house.endpoint, timeout_s=10) as other, pytest.raises(RequestConflict):
+        other.run("system.noop", {"echo": 2, "sleep_ms": 200}, request_id=request_id)
+    assert job.result(10).data == {"echo": 1}
+    with Client(house.endpoint, timeout_s=10) as other, pytest.raises(RequestConflict):  # after its end, too
+        other.run("system.noop", {"echo": 2, "sleep_ms": 200}, request_id=request_id)
