@@ -32,7 +32,7 @@ def run(registry: Any, desk: Desk, **data: Any) -> Any:
     ("model_id", "family", "scheduler"),
     [
         ("sdxl", "stable_diffusion_xl", "EulerDiscreteScheduler"),
-        ("sd3", "stable_diffusion_3", "FlowMatchEulerDiscreteScheduler"),
+        ("sd3", "stable_diffusion3", "FlowMatchEulerDiscreteScheduler"),
     ],
 )
 def test_pictures_of_a_family(registry: Any, family_desk: Desk, model_id: str, family: str, scheduler: str) -> None:
