@@ -51,7 +51,9 @@ def examine() -> Iterator[Finding]:
     """All findings, in the order of the checks. A check that fails is a finding of its own."""
     from orchestrator.cli import checks
     from orchestrator.settings import SettingsError, load_settings
+    from orchestrator.telemetry import configure_logging
 
+    configure_logging("error")  # what the log would warn of is told as a finding
     yield from checks.installed()
     try:
         settings = load_settings({})

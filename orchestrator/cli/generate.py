@@ -100,7 +100,9 @@ def _server(local: bool, connect: str | None) -> "AbstractContextManager[Client]
     if not local:
         return connected(connect)
     from orchestrator.client import LocalServer
+    from orchestrator.telemetry import configure_logging
 
+    configure_logging("warning")
     return LocalServer()
 
 

@@ -50,9 +50,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from protocol.schemas.base import nearest
-
         if args and args[0] not in self.lazy and not args[0].startswith("-"):
+            from protocol.schemas.base import nearest
+
             near = nearest(args[0], self.lazy)
             hint = f" Did you mean {near!r}?" if near else ""
             ctx.fail(f"No such command {args[0]!r}.{hint}")
@@ -77,7 +77,7 @@ def told(error: Exception) -> tuple[str, int]:
     if isinstance(error, AtelierError):
         retry = f" Try again in {error.retry_after_ms / 1000:g} s." if error.retry_after_ms else ""
         advice = "" if retry else " " + ADVICE.get(error.code.value, "")
-        return f"{error.code.value}: {sentence(error.message)}{_fields(error)}{retry or advice}".rstrip(), FAILED
+        return f"{error.code.value}: {sentence(error.message)}{_specifics(error)}{retry or advice}".rstrip(), FAILED
     if isinstance(error, ConnectionError):  # ServerUnreachable among them
         return str(error), UNREACHABLE
     if isinstance(error, TimeoutError):
@@ -93,12 +93,15 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _fields(error: Any) -> str:
-    """The fields that are wrong, where the message does not name them."""
-    fields = error.details.get("fields") or []
-    named = [f"{item.get('field')}: {item.get('problem')}" for item in fields if isinstance(item, dict)]
-    missing = [text for text in named[:3] if text.partition(":")[0] not in error.message]
-    return f" {'; '.join(missing)}." if missing else ""
+def _specifics(error: Any) -> str:
+    """What `details` tells and the message does not: the fields that are wrong, and the name that was meant."""
+    fields = [item for item in error.details.get("fields") or [] if isinstance(item, dict)]
+    told = [
+        f"{item.get('field')}: {item.get('problem')}" for item in fields if str(item.get("field")) not in error.message
+    ]
+    near = [item["nearest"] for item in [*fields, error.details] if item.get("nearest")]
+    hint = f" Did you mean {near[0]}?" if near and "did you mean" not in error.message else ""
+    return (f" {'; '.join(told[:3])}." if told else "") + hint
 
 
 def end(message: str, code: int) -> NoReturn:

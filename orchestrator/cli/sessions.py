@@ -94,8 +94,9 @@ def create(
     """
     fields: dict[str, Any] = {"priority": priority, "idle_timeout_ms": idle_timeout_ms}
     given = {key: value for key, value in fields.items() if value is not None}
+    given["defaults"] = dict(map(_default, defaults))
     with connected(connect) as client:
-        made = client.sessions.create(name, defaults=dict(map(_default, defaults)), **given)
+        made = client.sessions.create(name, **given)
     _print_session(made, as_json)
 
 
