@@ -8,7 +8,7 @@ import structlog
 from orchestrator import replies
 from orchestrator.core import commands as c
 from orchestrator.core import events as e
-from orchestrator.core.model import EventRecord, Fault, Job
+from orchestrator.core.model import Asker, EventRecord, Fault, Job
 from orchestrator.core.states import JobState
 from orchestrator.intake import disk_error
 from orchestrator.payload import Payload
@@ -16,6 +16,7 @@ from orchestrator.persistence import audit_rows, job_rows, outcome_rows, record_
 from orchestrator.ports import Sent
 from orchestrator.store import Duplicate, queries
 from orchestrator.store.writer import Completion
+from protocol.codec import unpack
 from protocol.enums import ErrorCode, EventName, Status
 from protocol.ids import new_id
 
@@ -78,8 +79,17 @@ class Effects:
 
     def _reply(self, command: c.Reply) -> None:
         job = command.job
+        if job is not None:
+            status: Status | None = job.status
+        else:  # an answer from the disk to a request that was accepted before is `accepted` once more
+            status = Status.PENDING if "job_id" in command.data else None
         header = replies.response(
-            command.request_id, success=True, job=job, status=job.status if job else None, data=command.data
+            command.request_id,
+            success=True,
+            job=job,
+            job_id=command.data.get("job_id"),
+            status=status,
+            data=command.data,
         )
         self._broker.send_client(command.connection, header)
 
@@ -132,10 +142,24 @@ class Effects:
                     "estimated_completion_ms": 0,
                     "estimate_measured": True,
                 }
+                listeners = [asker for asker in job.askers if asker.events]
                 self._not_saved(job, _disk_fault(), data)
+                for asker in listeners:
+                    self._replay(asker, job.tenant, record.row.job_id)
 
         query = queries.job_by_request(job.tenant, job.request_id)
         self._broker.store.read(query, self._broker.expect(found))
+
+    def _replay(self, asker: Asker, tenant: str, job_id: str) -> None:
+        """To one who asked for events of a job that has ended: those that the disk has, the last one among them."""
+
+        def read(completion: Completion) -> None:
+            for row in completion.value or ():
+                if row.event in asker.events:
+                    record = EventRecord(row.seq, row.at_ms, EventName(row.event), unpack(row.data))
+                    self._broker.send_client(asker.connection, replies.event(asker.request_id, job_id, record))
+
+        self._broker.store.read(queries.events_of(tenant, job_id), self._broker.expect(read))
 
     def _save_outcome(self, command: c.SaveOutcome) -> None:
         """First the result's attachments, then the rows that name them."""
