@@ -176,7 +176,7 @@ class Workers:
         if slot is not None and slot.attempt == event.attempt:
             self._vacate(worker, event.job_id)
         if job is None or not self._counts(worker, job, event):
-            if job is None or job.state is not JobState.SETTLING or job.worker_id != worker.worker_id:
+            if job is None or not self._settles(worker, job, event.attempt):
                 self._core.commands.append(c.AckResult(worker.peer, event.job_id, event.attempt))
             return
         self._end_attempt(worker, job, event)
@@ -224,7 +224,7 @@ class Workers:
                 self._core.fleet.occupy(worker, job, held.attempt, self._core.now_ms)
         elif self._reclaimable(job, held.attempt):
             self._reclaim(worker, job, held.attempt)
-        elif job.state is JobState.SETTLING and job.result_from is not None and job.attempt == held.attempt:
+        elif self._settles(worker, job, held.attempt):
             job.result_from = (worker.peer, held.attempt)  # it will be acknowledged on this connection
         else:
             self._fence(worker, held.job_id, held.attempt)
@@ -255,6 +255,7 @@ class Workers:
             worker_id=worker.worker_id,
             started_ms=self._core.now_ms,
             assigned_ms=self._core.now_ms,
+            seq=self._core.now_ms,  # above whatever the run before sent: at most one event a millisecond
         )
         self._core.lifecycle.keep_orphan(job)
         return job
@@ -282,6 +283,11 @@ class Workers:
         if self._holds(worker.worker_id, job, event.attempt):
             return True
         return event.code is not ErrorCode.CANCELLED and self._reclaimable(job, event.attempt)
+
+    def _settles(self, worker: Worker, job: Job, attempt: int) -> bool:
+        """Is this attempt's result being written? It is acknowledged when the disk has it."""
+        mine = job.worker_id == worker.worker_id and job.attempt == attempt
+        return mine and job.state is JobState.SETTLING and job.result_from is not None
 
     def _vacate(self, worker: Worker, job_id: str) -> None:
         self._core.fleet.vacate(worker, job_id)
