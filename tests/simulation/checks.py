@@ -1,0 +1,157 @@
+"""What must always hold inside the core. `validate` reads its private parts: it is the core's own conscience."""
+
+from collections import Counter
+
+from orchestrator.core.core import Core
+from orchestrator.core.fleet import Worker
+from orchestrator.core.lifecycle import RECORD_NBYTES
+from orchestrator.core.model import Job
+from orchestrator.core.states import TERMINAL, JobState
+
+
+class Violation(AssertionError):
+    """Something that must never happen has happened."""
+
+
+def check(truth: object, what: str, *facts: object) -> None:
+    if not truth:
+        raise Violation(f"{what}: {', '.join(map(str, facts))}" if facts else what)
+
+
+def validate(core: Core) -> None:
+    """Raise Violation if the core contradicts itself. To be called between events."""
+    live = [job for job in core.jobs.values() if job.state not in TERMINAL]
+    _check_jobs(core, live)
+    _check_queue(core, [job for job in live if job.ticket])
+    _check_fleet(core)
+    _check_placement(core)
+    _check_askers(core)
+    _check_sessions(core, live)
+    _check_timers(core, live)
+
+
+def _check_jobs(core: Core, live: list[Job]) -> None:
+    check(len(core.jobs) == len(core.jobs_by_request), "indexes differ")
+    for job in core.jobs.values():
+        check(core.jobs_by_request.get(job.key) is job, "job not found by its request", job.job_id)
+        check((job.state in TERMINAL) <= (job.outcome is not None), "ended without an outcome", job.job_id)
+        check(job.state is not JobState.SETTLING or job.durable, "settling in memory", job.job_id)
+    check(core.payload_nbytes == sum(job.payload_nbytes for job in core.jobs.values()), "payload_nbytes drifts")
+    kept = core.lifecycle._kept
+    ended = sum(job.state in TERMINAL for job in core.jobs.values())
+    check(len(kept) == ended, "ended jobs are not those kept", len(kept), ended)
+    kept_nbytes = sum(job.outcome.nbytes + RECORD_NBYTES for _, job in kept if job.outcome)
+    check(core.lifecycle._kept_nbytes == kept_nbytes, "kept bytes drift")
+    check(core.lifecycle._accepting == sum(job.state is JobState.ACCEPTING for job in live), "accepting drifts")
+    if not core.draining:
+        check(core.unsettled.keys() == {job.job_id for job in live}, "unsettled are not the live jobs")
+
+
+def _check_queue(core: Core, waiting: list[Job]) -> None:
+    queue = core.queue
+    for job in waiting:
+        check(job.state is JobState.QUEUED, "in the queue but not queued", job.job_id, job.state)
+    if not core.draining:
+        queued = sum(job.state is JobState.QUEUED for job in core.jobs.values())
+        check(queued == len(waiting), "queued but not in the queue", queued, len(waiting))
+    check(queue.size == len(waiting), "queue size drifts", queue.size, len(waiting))
+    check(Counter(job.tenant for job in waiting) == Counter(queue._tenant_sizes), "tenant sizes drift")
+    check(queue._turns.keys() <= queue._tenant_sizes.keys(), "turns of absent tenants")
+    backlog = Counter[int]()
+    for job in waiting:
+        backlog[job.priority] += job.estimate_ms
+    check(all(backlog[level] == known for level, known in enumerate(queue._backlog_ms)), "backlog drifts")
+    lines = [(need, line) for by_pin in queue._lines.values() for need, line in by_pin.items()]
+    check(sum(line.size for _, line in lines) == queue.size, "lines do not add up")
+    for need, line in lines:
+        entries = [entry for ring in line.rings.values() for jobs in ring.tenants.values() for entry in jobs]
+        alive = [entry.job for entry in entries if entry.waiting]
+        check(line.size == len(alive) > 0, "line size drifts", need)
+        check(all(job.requirement == need for job in alive), "job in the wrong line", need)
+
+
+def _check_fleet(core: Core) -> None:
+    fleet = core.fleet
+    workers = fleet.by_id.values()
+    check({worker.peer for worker in workers} == fleet.by_peer.keys(), "peers and workers differ")
+    check(fleet.slots == sum(worker.slots for worker in workers), "slots drift")
+    estimates = sum(slot.estimate_ms for worker in workers for slot in worker.jobs.values())
+    check(fleet.running_ms == estimates, "running_ms drifts", fleet.running_ms, estimates)
+    for worker in workers:
+        check(worker.exclusive == sum(slot.exclusive for slot in worker.jobs.values()), "exclusive drifts")
+        _check_listing(core, worker)
+    check(sum(len(pool) for pool in fleet._pools.values()) == sum(worker.free for worker in workers), "ghosts in pools")
+    for job in core.jobs.values():
+        holders = [
+            worker.worker_id
+            for worker in workers
+            if (slot := worker.jobs.get(job.job_id)) is not None
+            and (slot.attempt, worker.worker_id) == (job.attempt, job.worker_id)
+        ]
+        check(len(holders) <= 1, "one attempt on two workers", job.job_id)
+        check(job.state is not JobState.PROCESSING or holders, "processing without a slot", job.job_id, job.worker_id)
+
+
+def _check_listing(core: Core, worker: Worker) -> None:
+    pool = core.fleet._pools.get((worker.profile.device_kind, worker.site))
+    check(worker.free == (pool is not None and worker in pool), "listed wrongly", worker.worker_id)
+    for other in core.fleet._pools.values():
+        for model_id, warm in other._warm.items():
+            listed = worker.worker_id in warm
+            expected = other is pool and worker.free and model_id in worker.profile.resident
+            check(listed == expected, "loaded model listed wrongly", worker.worker_id, model_id)
+    lease_ms = core.settings.lease_ms
+    check(worker.lease is not None and worker.lease.callback is not None, "worker without a lease", worker.worker_id)
+    check(core.now_ms - worker.last_seen_ms <= lease_ms, "worker outlives its lease", worker.worker_id)
+
+
+def _check_placement(core: Core) -> None:
+    reserved = core.placement._reserved
+    check(len(set(map(id, reserved.values()))) == len(reserved), "one worker is reserved twice")
+    flagged = {worker.worker_id for worker in core.fleet.by_id.values() if worker.reserved}
+    check(flagged == {worker.worker_id for worker in reserved.values()}, "reserved without a reason", flagged)
+    for need in core.queue.all_requirements():
+        for worker in core.fleet.by_id.values():
+            check(not worker.takes(need), "a free worker beside a waiting job", worker.worker_id, need)
+
+
+def _check_askers(core: Core) -> None:
+    known = [(asker, job) for mine in core.askers._open.values() for asker, job in mine.items()]
+    check(all(core.askers._open.values()), "connection without askers")
+    check(len(known) == sum(len(job.askers) for job in core.jobs.values()), "askers drift")
+    for asker, job in known:
+        check(asker in job.askers, "asker unknown to its job", asker.request_id)
+        check(job.state not in TERMINAL, "asker of an ended job", asker.request_id)
+
+
+def _check_sessions(core: Core, live: list[Job]) -> None:
+    for session in core.sessions.by_id.values():
+        mine = [job for job in live if job.session_id == session.session_id]
+        check(session.live_jobs.keys() == {job.job_id for job in mine}, "session's live jobs", session.session_id)
+        counted = Counter(job.status for job in mine)
+        for status, count in session.counts.items():
+            check(status.terminal or counted[status] == count, "session counts drift", session.session_id, status)
+        progress = sum(job.progress for job in mine)
+        check(abs(session.progress_sum - progress) < 1e-6, "session progress drifts", session.session_id)
+
+
+def _check_timers(core: Core, live: list[Job]) -> None:
+    askers = sum(asker.timer is not None for job in live for asker in job.askers)
+    bound = 5 * len(live) + askers + len(core.fleet.by_id) + len(core.sessions.by_id) + 2
+    check(len(core.timers) <= bound, "timers leak", len(core.timers), bound)
+    due = core.timers.next_due()
+    check(due is None or due > core.now_ms, "a timer is overdue")
+
+
+def check_idle(core: Core) -> None:
+    """Nothing is left when nobody wants anything any more and results have been forgotten."""
+    check(not core.jobs, "jobs left", list(core.jobs))
+    check(core.queue.size == 0 and not core.queue._tenant_sizes and not any(core.queue._backlog_ms), "queue left")
+    check(core.payload_nbytes == 0, "payload_nbytes left", core.payload_nbytes)
+    check(core.askers.connections == 0, "askers left", core.askers.connections)
+    check(not core.unsettled, "unsettled left")
+    for worker in core.fleet.by_id.values():
+        check(not worker.jobs, "slot leaked", worker.worker_id, list(worker.jobs))
+        check(not worker.reserved, "reservation leaked", worker.worker_id)
+    check(core.fleet.running_ms == 0, "running_ms left", core.fleet.running_ms)
+    check(len(core.timers) <= len(core.fleet.by_id) + len(core.sessions.by_id) + 1, "timers left", len(core.timers))
