@@ -304,13 +304,11 @@ class Lifecycle:
         job.retry_timer = self._core.timers.add(due_ms, self._save_outcome_again, job)
 
     def _save_outcome_again(self, job: Job) -> None:
-        assert job.events
         self._core.commands.append(c.SaveOutcome(job, job.events[-1]))
 
     def _publish(self, job: Job) -> None:
         """The outcome is safe: tell everybody, let the worker forget it, keep the answer for late askers."""
         assert job.outcome is not None
-        assert job.events
         self._change(job, CLOSING[job.outcome.status])
         self._core.askers.emit(job, job.events[-1])
         self._core.askers.answer_all(job)
@@ -450,9 +448,9 @@ class Lifecycle:
         elif name is EventName.PREVIEW:
             job.last_preview = record
         else:
-            if job.events is None:
-                job.events = deque(maxlen=EVENTS_KEPT)
             job.events.append(record)
+            if len(job.events) > EVENTS_KEPT:
+                del job.events[0]
         return record
 
     def _change(self, job: Job, trigger: Trigger) -> None:

@@ -3,7 +3,6 @@
 Times are epoch milliseconds of the caller's clock, spans are `*_ms`.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -139,7 +138,7 @@ class Job:
     ends_when_saved: Outcome | None = None  # an end that came while ACCEPTING
     result_from: tuple[Peer, int] | None = None  # whom to acknowledge, and which attempt
     askers: list[Asker] = field(default_factory=list)
-    events: deque[EventRecord] | None = None
+    events: list[EventRecord] = field(default_factory=list)
     last_progress: EventRecord | None = None
     last_preview: EventRecord | None = None
     deadline_timer: Timer | None = None
@@ -159,7 +158,7 @@ class Job:
     def history(self) -> list[EventRecord]:
         """The events kept of this job, in order."""
         last = [record for record in (self.last_progress, self.last_preview) if record is not None]
-        return sorted([*(self.events or ()), *last], key=lambda record: record.seq)
+        return sorted([*self.events, *last], key=lambda record: record.seq)
 
 
 class SessionStatus(StrEnum):
