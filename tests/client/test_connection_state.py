@@ -1,8 +1,11 @@
 """The pure state of a connection: no socket, no thread, no clock."""
 
+from itertools import chain
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.client.calls import Answer, Call, ConnectionState, encode
 from orchestrator.client.errors import ClientClosed, ServerUnreachable
@@ -280,3 +283,52 @@ def test_what_a_server_could_not_answer_is_refused_at_home() -> None:
     )
     with pytest.raises(PayloadTooLarge):
         encode(request, [big])
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("open"), st.booleans(), st.booleans()),
+        st.tuples(st.sampled_from(["up", "down", "expire"]), st.none(), st.none()),
+        st.tuples(st.sampled_from(["answer", "fail", "event", "end"]), st.integers(0, 30), st.none()),
+        st.tuples(st.just("wait"), st.integers(1, 40), st.none()),
+    ),
+    max_size=60,
+)
+
+
+@given(OPERATIONS)
+@settings(max_examples=300, deadline=None)
+def test_whatever_happens_each_sink_hears_one_end_and_rising_events(operations: list[tuple[str, Any, Any]]) -> None:
+    """Messages, losses and time in any order: one last call per sink, nothing after it, no place kept for ever."""
+    bench, now, calls = Bench(connect_timeout_s=30.0), 0.0, []
+    for what, first, second in operations:
+        now += 0.01
+        ids = list(chain(bench.state.waiting, bench.state.streams, [f"r{len(calls) - 1}"]))
+        if what == "open":
+            events = {"events": ["state"]} if second else {}
+            calls.append(bench.open(f"r{len(calls)}", now, wait=first, **events))
+            calls[-1].follows = bool(second and not first)
+        elif what == "up":
+            assert {call.request.request_id for call in bench.state.connected(now)} == set(bench.state.waiting)
+        elif what == "down":
+            bench.state.disconnected(now)
+        elif what == "expire" or what == "wait":
+            now += first or 0
+            bench.state.expire(now)
+        elif what == "event":
+            bench.event(ids[first % len(ids)], first, "state", "processing")
+        elif what == "end":
+            bench.event(ids[first % len(ids)], 1000 + first, "state", "completed")
+        else:
+            outcome = {} if what == "answer" else {"success": False, "error": {"code": "internal"}}
+            bench.respond(ids[first % len(ids)], job_id="j", **outcome)
+    bench.state.give_up_all(ClientClosed)
+    assert len(bench.closed) == len(calls) == len({id(call) for call in bench.closed})
+    for call in calls:
+        heard = log(call)
+        finals = [entry for entry in heard if entry == "ended" or isinstance(entry, type)]
+        assert finals == [heard[-1]]
+        told = [entry for entry in heard if isinstance(entry, tuple)]
+        seqs = [seq for kind, seq in told if kind == "state"]
+        assert seqs == sorted(set(seqs))
+        assert sum(kind == "answered" for kind, _ in told) <= 1
