@@ -11,6 +11,7 @@ from protocol.codec import Buffer, pack
 from protocol.limits import KIB, WireLimits
 from protocol.sockets import make_socket, prepare_ipc_folder
 
+FLUSH_MS = 1000  # at the end
 TRACKED_BYTES = 64 * KIB  # frames from this size on are counted until libzmq has sent them
 
 
@@ -125,7 +126,8 @@ class Port:
                 self._outbox.setdefault(identity, Outbox()).add(tracker, view.nbytes)
 
     def close(self) -> None:
-        self.socket.close()
+        """Let what was sent leave for a moment, the last answers of a drain among it, then drop the rest."""
+        self.socket.close(linger=FLUSH_MS)
 
 
 class Outbox:
