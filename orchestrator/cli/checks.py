@@ -188,7 +188,9 @@ def _free(endpoint: str) -> Finding:
         make_socket(context, zmq.ROUTER).bind(endpoint)
     except zmq.ZMQError as error:
         fix = "End the program that uses it, or set client_endpoints (worker_endpoints) to another."
-        return Finding("problem", "endpoint", f"{endpoint}: {zmq.strerror(error.errno or 0)}, and no Atelier answers there", fix)
+        return Finding(
+            "problem", "endpoint", f"{endpoint}: {zmq.strerror(error.errno or 0)}, and no Atelier answers there", fix
+        )
     finally:
         context.destroy(linger=0)
     return Finding("ok", "endpoint", f"{endpoint} is free")

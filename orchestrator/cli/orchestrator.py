@@ -10,7 +10,7 @@ from orchestrator.cli.group import FAILED, end
 from orchestrator.cli.options import settings_options
 from orchestrator.server import run
 from orchestrator.settings import load_settings
-from orchestrator.store import StoreInUse
+from orchestrator.store.engine import StoreInUse, StoreTooNew
 
 
 @click.command()
@@ -28,5 +28,5 @@ def orchestrator(exit_with_stdin: bool, config: Path | None, **given: Any) -> No
         run(load_settings(given, config), exit_with_stdin=exit_with_stdin)
     except ZMQError as error:
         end(f"A socket cannot be used: {error.strerror}. `atelier doctor` tells which.", FAILED)
-    except StoreInUse as error:
+    except (StoreInUse, StoreTooNew) as error:
         end(str(error), FAILED)

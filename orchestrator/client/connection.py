@@ -15,7 +15,7 @@ from orchestrator.client.errors import ClientClosed
 from protocol.errors import QueueFull
 from protocol.ids import new_id
 from protocol.limits import MIB
-from protocol.sockets import make_socket
+from protocol.sockets import EndpointRefused, make_socket
 
 IN_FLIGHT_MAX = 1000  # the server refuses more than 1,024 of one connection
 IN_FLIGHT_BYTES_MAX = 1024 * MIB  # kept to be sent again
@@ -26,7 +26,8 @@ RECEIVED_PER_TURN = 256  # so that a flood of messages cannot starve sending
 class Connection:
     """Takes requests from any thread, sends them, and tells their sinks what came of it.
 
-    Sinks are called on this object's thread: they must be quick and must not wait for another answer.
+    Sinks are called on this object's thread: they must be quick and must not wait for another answer. Raises
+    EndpointRefused (a ValueError) for what is no endpoint.
     """
 
     def __init__(self, endpoint: str, *, connect_timeout_s: float | None, silence_s: float = SILENCE_S) -> None:
@@ -44,7 +45,11 @@ class Connection:
         self._wake_receiver.bind("inproc://wake")
         self._wake_sender = make_socket(self._context, zmq.PAIR)
         self._wake_sender.connect("inproc://wake")
-        self._open_socket(endpoint)
+        try:
+            self._open_socket(endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise EndpointRefused(f"{endpoint!r} cannot be connected to: {zmq.strerror(error.errno or 0)}.") from None
         self._thread = threading.Thread(target=self._run, name="atelier-client", daemon=True)
         self._thread.start()
         atexit.register(self.close)

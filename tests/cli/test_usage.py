@@ -121,6 +121,7 @@ def groups() -> list[LazyGroup]:
         (["jobs", "show"], "JOB_ID"),
         (["jobs", "list", "--status", "done"], "--status"),
         (["sessions", "create", "--default", "steps"], "FIELD=VALUE"),
+        (["jobs", "list", "--connect", "nonsense"], "'nonsense' cannot be connected to"),
         (["up", "--lease-ms", "many"], "lease_ms"),
         (["orchestrator", "--client-endpoints", "tcp://0.0.0.0:5555"], "CURVE"),
         (["orchestrator", "--lease_ms", "5"], "--lease-ms"),

@@ -143,6 +143,12 @@ def test_without_a_server_a_call_fails_in_time_and_names_the_remedy(server: Scri
         assert 0.2 < time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("endpoint", ["nonsense", "tcp://127.0.0.1", "ipc:///tmp/" + 200 * "x"])
+def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="cannot be connected to"):
+        Client(endpoint)
+
+
 def test_a_local_timeout_raises_and_the_late_answer_is_dropped(server: ScriptedServer, client: Client) -> None:
     with pytest.raises(TimeoutError, match=r"0\.2 s"):
         client.ping(timeout_s=0.2)
