@@ -99,6 +99,13 @@ class Delivery(threading.Thread):
                     self._outbox.put(_outgoing(job, _failed(message, ErrorCode.INTERNAL), ()))
 
 
+def cancelled_result(job: Job) -> list[Buffer]:
+    """The frames of the result of a job that was stopped before it began."""
+    job_id, attempt = job.key
+    empty = WorkerResult(job_id=job_id, attempt=attempt, success=False)
+    return _outgoing(job, _failed(empty, ErrorCode.CANCELLED), ()).frames
+
+
 def _outgoing(job: Job, message: WorkerEvent | WorkerResult, blobs: Sequence[Blob]) -> Outgoing:
     """Pack a message; a result that breaks the wire's limits becomes the error that says so."""
     is_result = isinstance(message, WorkerResult)

@@ -105,12 +105,19 @@ class Engine(threading.Thread):
         self._warm_up = warm_up
         self._mailbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._stopping = False
+        self._beginning = threading.Lock()  # either the device thread begins a job, or it is withdrawn
         self.room = threading.Event()  # cleared while too many results wait for their acknowledgement
         self.room.set()
         self.memory_free = place.device.memory_free()  # as last measured: asking a hung driver would hang the asker
 
     def assign(self, job: Job) -> None:
         self._mailbox.put(job)
+
+    def cancel(self, job: Job) -> bool:
+        """Have the device thread leave a job at its next quantum. True: it had not begun it, and will not."""
+        with self._beginning:
+            job.cancelled = True
+            return job.state is HeldState.ASSIGNED
 
     def finish(self) -> None:
         """End after the jobs assigned so far."""
@@ -146,11 +153,17 @@ class Engine(threading.Thread):
             self.room.wait()
             if job is None or self._stopping:
                 return
-            if not job.cancelled:
+            if self._begin(job):
                 self._run(job)
 
+    def _begin(self, job: Job) -> bool:
+        with self._beginning:
+            if job.cancelled:
+                return False
+            job.state = HeldState.RUNNING
+            return True
+
     def _run(self, job: Job) -> None:
-        job.state = HeldState.RUNNING
         current_job.set((job.assign.request_id, job.assign.job_id))
         context = JobContext(self._place, job)
         self._place.pulse.beat()
@@ -159,6 +172,8 @@ class Engine(threading.Thread):
             result, error = self._attempt(job, context)
         finally:
             context.close()
+        if job.cancelled:  # perhaps only after the last quantum
+            result, error = Result({}), error_map(ErrorCode.CANCELLED)
         job_id, attempt = job.key
         message = WorkerResult(
             job_id=job_id,
@@ -169,8 +184,7 @@ class Engine(threading.Thread):
             load_ms=round(context.load_s * 1000),
             running_ms=round((time.monotonic() - begun - context.load_s) * 1000),
         )
-        if not job.cancelled:
-            self._place.delivery.send(job, message, result.blobs)
+        self._place.delivery.send(job, message, result.blobs)
         log.debug("ended", action=job.assign.action, success=error is None, cancelled=job.cancelled)
         current_job.set(None)
 

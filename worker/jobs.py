@@ -16,7 +16,10 @@ ASSIGNED_SLACK = 64  # a cancelled job's slot may be given away before the devic
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One attempt. Written by the socket thread, except `state`, which the device thread moves to RUNNING."""
+    """One attempt. Written by the socket thread, except `state`, which the device thread moves to RUNNING.
+
+    `cancelled`: its result is of no interest any more; the device thread leaves it at its next quantum.
+    """
 
     assign: Assign
     blobs: Sequence[Blob]
@@ -91,11 +94,15 @@ class HeldJobs:
         if job is not None and job.state is HeldState.DONE and job.assign.attempt == attempt:
             self._forget(job)
 
-    def cancel(self, job_id: str, attempt: int) -> None:
-        """Forget this attempt or an older one, whatever its state; the device leaves it at its next quantum."""
+    def cancel(self, job_id: str, attempt: int) -> Job | None:
+        """Forget the result of this attempt or an older one. One that has no result yet is returned, to be stopped."""
         job = self._jobs.get(job_id)
-        if job is not None and job.assign.attempt <= attempt:
-            self._forget(job)
+        if job is None or job.assign.attempt > attempt:
+            return None
+        if job.state is not HeldState.DONE:
+            return job
+        self._forget(job)
+        return None
 
     @property
     def full(self) -> bool:

@@ -22,6 +22,7 @@ class Link:
         self._endpoint = endpoint
         self._context = zmq.Context()
         self._wake_fd: int | None = None
+        self._writable = False  # whether the poller looks for that as well
         self._open()
 
     def watch(self, fd: int) -> None:
@@ -34,7 +35,9 @@ class Link:
 
         Returns whether there are messages and whether the watched descriptor is readable.
         """
-        self._poller.modify(self._socket, zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN)
+        if writable is not self._writable:
+            self._writable = writable
+            self._poller.modify(self._socket, zmq.POLLIN | zmq.POLLOUT if writable else zmq.POLLIN)
         ready = dict(self._poller.poll(max(math.ceil(timeout_ms), 0)))
         return bool(ready.get(self._socket, 0) & zmq.POLLIN), self._wake_fd in ready
 
@@ -81,3 +84,4 @@ class Link:
             raise BadEndpoint(f"cannot connect to {self._endpoint!r}: {error}") from None
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
+        self._writable = False

@@ -31,7 +31,7 @@ from protocol.messages import (
     Welcome,
     parse_message,
 )
-from worker.delivery import Outbox
+from worker.delivery import Outbox, cancelled_result
 from worker.engine import Engine
 from worker.jobs import HeldJobs, Job
 from worker.link import Link
@@ -180,10 +180,13 @@ class Session:
             case Assign():
                 self._take(message, frames)
             case ResultAck():
-                self._held.acknowledge(message.job_id, message.attempt)
+                for done in message.results:
+                    self._held.acknowledge(done.job_id, done.attempt)
                 self._make_room()
             case Cancel():
-                self._held.cancel(message.job_id, message.attempt)
+                job = self._held.cancel(message.job_id, message.attempt)
+                if job is not None and self._engine.cancel(job):
+                    self._pass_on(job, True, cancelled_result(job))
                 self._make_room()
             case HeartbeatAck():
                 if self._epoch is not None and message.orchestrator_epoch != self._epoch:
@@ -245,7 +248,7 @@ class Session:
 
     def _pass_on(self, job: Job, is_result: bool, frames: list[Any]) -> None:
         if not self._held.holds(job):
-            return  # cancelled, or replaced by a newer attempt
+            return  # replaced by a newer attempt
         if is_result:
             self._held.finish(job, frames)
             self._make_room()

@@ -17,8 +17,8 @@ Seed = Annotated[Int, Field(ge=-1, le=INT_MAX)] | Annotated[str, Field(pattern=r
 
 
 def scheduler_key(name: str) -> str:
-    """Two names of a scheduler mean the same if their keys are equal: "DPM++ 2M Karras" and "dpm++_2m_karras"."""
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+    """Two names of a scheduler mean the same if their keys are equal: "DPM++ 2M Karras" and "dpmpp_2m_karras"."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold()).replace("dpmpp", "dpm++")
 
 
 class Output(ActionData):

@@ -25,6 +25,7 @@ def test_class_names_are_those_that_diffusers_exports() -> None:
     ("spelling", "name"),
     [
         ("DPM++ 2M Karras", "dpm++_2m_karras"),
+        ("dpmpp-2m-sde", "dpm++_2m_sde"),
         ("  Euler-A ", "euler_a"),
         ("eulerdiscretescheduler", "EulerDiscreteScheduler"),
         ("UNIPC", "unipc"),

@@ -65,6 +65,7 @@ def crash(data: PluginData, context: Context) -> Result:
 
 
 def large(data: PluginData, context: Context) -> Result:
+    time.sleep(data.seconds)
     return Result({}, [Blob("application/octet-stream", bytes(data.nbytes))] * data.frames)
 
 

@@ -30,7 +30,7 @@ class ScriptedOrchestrator:
         self.endpoint = f"ipc://{self._folder}/workers"
         self.epoch = "epoch-1"
         self.acknowledge = True
-        self.lease_ms, self.heartbeat_ms = 15_000, 200
+        self.lease_ms, self.heartbeat_ms = 15_000, 100
         self.seen: list[dict[str, Any]] = []
         self.identity = b""  # of the peer last heard from
         self._context = zmq.Context()
@@ -112,7 +112,7 @@ class ScriptedOrchestrator:
         )
 
     def acknowledge_result(self, result: dict[str, Any]) -> None:
-        self.send("result_ack", job_id=result["job_id"], attempt=result["attempt"])
+        self.send("result_ack", results=[{"job_id": result["job_id"], "attempt": result["attempt"]}])
 
     def run(self, job_id: str, action: str, data: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Assign, wait for the result, acknowledge it."""

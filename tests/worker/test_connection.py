@@ -97,7 +97,7 @@ def test_the_device_rests_while_too_many_results_wait(orchestrator: ScriptedOrch
     orchestrator.assign("next", "system.noop", {})
     orchestrator.expect_none("result", 1)
     assert orchestrator.held()["next"] == "assigned"
-    orchestrator.send("result_ack", job_id="j0", attempt=1)
+    orchestrator.acknowledge_result({"job_id": "j0", "attempt": 1})
     orchestrator.expect("result", job_id="next")
 
 

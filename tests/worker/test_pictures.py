@@ -52,8 +52,10 @@ def test_cancel_within_a_step_and_on_with_the_next(painter: ScriptedOrchestrator
     painter.expect("event", 60, job_id="long", event="progress")
     painter.send("cancel", job_id="long", attempt=1)
     painter.assign("next", "inference.text2img", {"prompt": "a", "steps": 1})
+    assert painter.expect("result", 20)["error"]["code"] == "cancelled"
+    painter.acknowledge_result({"job_id": "long", "attempt": 1})
     result = painter.expect("result", 20)
-    assert result["job_id"] == "next"
+    assert (result["job_id"], result["success"]) == ("next", True)
     assert result["load_ms"] == 0
     painter.acknowledge_result(result)
 
