@@ -226,6 +226,12 @@ class Raw:
         self.socket = make_socket(self._context, kind)
         self.socket.connect(endpoint)
 
+    def __enter__(self) -> "Raw":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def send(self, *frames: bytes) -> None:
         self.socket.send_multipart(frames)
 

@@ -40,3 +40,20 @@ def test_the_same_id_with_another_body(house: House, client: Client, wait: bool)
     assert job.result(10).data == {"echo": 1}
     with Client(house.endpoint, timeout_s=10) as other, pytest.raises(RequestConflict):  # after its end, too
         other.run("system.noop", {"echo": 2, "sleep_ms": 200}, request_id=request_id)
+
+
+def test_waiting_for_a_job_that_was_accepted(house: House, client: Client) -> None:
+    request_id, file = new_id(), house.file("accepted-then-waited")
+    data = {"echo": told(append=file), "sleep_ms": 300}
+    accepted = client.submit("system.noop", data, wait=False, request_id=request_id)
+    waiting = client.submit("system.noop", data, request_id=request_id)
+    assert waiting.result(10).job_id == accepted.job_id
+    assert client.run("system.noop", data, request_id=request_id).job_id == accepted.job_id  # after its end, too
+    assert lines(file) == 1
+
+
+def test_a_waiting_job_cannot_become_an_accepted_one(client: Client) -> None:
+    request_id = new_id()
+    client.run("system.noop", {"echo": 1}, request_id=request_id)
+    with pytest.raises(RequestConflict):
+        client.submit("system.noop", {"echo": 1}, wait=False, request_id=request_id)
