@@ -140,7 +140,8 @@ class ClientCore:
     def follow(self, job_id: str, after_seq: int = 0, kinds: Sequence[EventKind] = ALL_EVENTS) -> Following:
         """Stream a job's events from after `after_seq`."""
         following = Following(kinds)
-        data = {"job_id": job_id, "after_seq": after_seq}
+        # One event more than is told: where the last one seen was the job's end, it must be heard again to end here.
+        data = {"job_id": job_id, "after_seq": max(0, after_seq - 1)}
         request = self.request("job.events", data, events=sorted({*kinds, "state"}))  # `state` tells the end
         following.call = Call(request, encode(request), following, follows=True, after_seq=after_seq, job_id=job_id)
         self.connection.start(following.call)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from protocol.errors import MalformedMessage, PayloadTooLarge
 from protocol.messages import Attachment, Response, Timing
 from protocol.recipe import PIXELS_MAX
-from protocol.schemas.inference import ImagesResult
+from protocol.schemas.inference import ImageInfo, ImagesResult
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -104,11 +104,12 @@ class Result:
         """The pictures of an image action, in order; none for other actions."""
         if "images" not in self.data:
             return []
-        return [
-            Image.of(info.model_dump(), self.attachments[info.attachment])
-            for info in self.parse(ImagesResult).images
-            if info.attachment is not None
-        ]
+        return [Image.of(info.model_dump(), self._blob(info)) for info in self.parse(ImagesResult).images]
+
+    def _blob(self, info: ImageInfo) -> Blob:
+        if info.attachment is None or not 0 <= info.attachment < len(self.attachments):
+            raise MalformedMessage("A picture's bytes did not come with the answer.")
+        return self.attachments[info.attachment]
 
     def parse(self, schema: type[M]) -> M:
         """`data` as its action's model, e.g. `NoopResult`. Raises MalformedMessage when it is something else."""

@@ -189,8 +189,9 @@ def test_cancelling_what_never_became_a_job_sends_nothing(server: ScriptedServer
 def test_following_a_job_by_its_id(server: ScriptedServer, client: Client) -> None:
     def script() -> None:
         received = server.receive()
-        assert (received.action, received.request.data) == ("job.events", {"job_id": "job-1", "after_seq": 4})
+        assert (received.action, received.request.data) == ("job.events", {"job_id": "job-1", "after_seq": 3})
         received.respond({"oldest_seq": 1, "status": "processing"}, job_id="job-1", status="processing")
+        received.event(4, "log", {"line": "seen before"})
         received.event(5, "log", {"line": "hello"})
         received.state(6, "completed")
 

@@ -46,6 +46,13 @@ def test_a_result_without_pictures_has_none_and_is_parsed_by_its_model() -> None
         result({"images": "none"}, []).images  # noqa: B018
 
 
+@pytest.mark.parametrize("attachment", [None, 1, -1])
+def test_a_picture_whose_bytes_are_missing_is_an_error(attachment: int | None) -> None:
+    entry = {"media_type": "image/png", "width": 3, "height": 2, "recipe": {}, "seed": 7, "attachment": attachment}
+    with pytest.raises(MalformedMessage, match="bytes"):
+        result({"images": [entry]}, [png()]).images  # noqa: B018
+
+
 def test_a_preview_is_a_picture() -> None:
     attachment = Attachment(media_type="image/png", nbytes=1)
     event = Event(request_id="r", job_id="j", seq=1, event="preview", data={"step": 5}, attachments=[attachment])
