@@ -14,7 +14,7 @@ from orchestrator.core.model import (
     Job,
     Outcome,
 )
-from orchestrator.core.states import CLOSING, TERMINAL, JobState, Trigger, next_state
+from orchestrator.core.states import CLOSING, TERMINAL, IllegalTransition, JobState, Trigger, next_state
 from orchestrator.core.timers import Timer
 from protocol.enums import ErrorCode, EventName, Status
 
@@ -85,6 +85,12 @@ class Lifecycle:
         job.payload, job.payload_nbytes = event.payload, event.payload_nbytes
         self._core.payload_nbytes += event.payload_nbytes
         job.requirement, job.cost, job.priority = event.requirement, event.cost, event.priority
+        job.run_timeout_ms, job.deadline_ms = event.run_timeout_ms, event.deadline_ms
+        if self._core.sessions.refusal(event.tenant, event.session_id) is None:
+            job.session_id = event.session_id
+            self._core.sessions.job_added(job)
+        self._watch_deadline(job)
+        self._watch_run(job)
 
     def _refusal(self, event: e.Submit) -> Fault | None:
         core = self._core
@@ -133,14 +139,22 @@ class Lifecycle:
         core.payload_nbytes += job.payload_nbytes
         core.sessions.job_added(job)
         core.unsettled[job.job_id] = None
-        if job.deadline_ms is not None:
-            fault = Fault(ErrorCode.DEADLINE_EXCEEDED)
-            due_ms = job.created_ms + job.deadline_ms
-            job.deadline_timer = core.timers.add(due_ms, self.end_failed, job, fault)
+        self._watch_deadline(job)
         if job.queue_timeout_ms is not None and job.attempt == 0:
             fault = Fault(ErrorCode.TIMEOUT_QUEUE)
             due_ms = job.created_ms + job.queue_timeout_ms
             job.queue_timer = core.timers.add(due_ms, self.end_failed, job, fault)
+
+    def _watch_deadline(self, job: Job) -> None:
+        if job.deadline_ms is not None:
+            due_ms = job.created_ms + job.deadline_ms
+            fault = Fault(ErrorCode.DEADLINE_EXCEEDED)
+            job.deadline_timer = self._core.timers.add(due_ms, self.end_failed, job, fault)
+
+    def _watch_run(self, job: Job) -> None:
+        if job.run_timeout_ms is not None:
+            due_ms = self._core.now_ms + job.run_timeout_ms
+            job.run_timer = self._core.timers.add(due_ms, self.end_failed, job, Fault(ErrorCode.TIMEOUT_RUN))
 
     def saved(self, event: e.Saved) -> None:
         job = self._core.jobs[event.job_id]
@@ -295,7 +309,10 @@ class Lifecycle:
         self._end(job, outcome)
 
     def settled(self, event: e.Settled) -> None:
-        self._publish(self._core.jobs[event.job_id])
+        job = self._core.jobs[event.job_id]
+        if job.state is not JobState.SETTLING:
+            raise IllegalTransition(f"settled in state {job.state}")
+        self._publish(job)
 
     def settle_failed(self, event: e.SettleFailed) -> None:
         """The disk refused the outcome: try again. Until then nobody is told, and the worker keeps the result."""
@@ -385,9 +402,7 @@ class Lifecycle:
         job.worker_id, job.assigned_ms = worker_id, core.now_ms
         job.started_ms = job.started_ms or core.now_ms
         core.timers.cancel(job.queue_timer)
-        if job.run_timeout_ms is not None:
-            fault = Fault(ErrorCode.TIMEOUT_RUN)
-            job.run_timer = core.timers.add(core.now_ms + job.run_timeout_ms, self.end_failed, job, fault)
+        self._watch_run(job)
         self.record(job, EventName.STATE, self._state_data(job))
 
     def give_back(self, job: Job) -> None:
