@@ -31,7 +31,8 @@ class Job:
         self._fetching = False
         self.request_id: str | None = None
         self.accepted: Future[Result | None] = new_future()
-        self.identified: Future[str | None] = new_future()
+        self.job_id: str | None = None  # the server's name for it; None until its first message about it
+        self.identified: Future[None] = new_future()
         self.outcome: Future[Result] = new_future()
 
     @classmethod
@@ -60,13 +61,8 @@ class Job:
         """A handle on a job that was accepted before."""
         job = cls(core, durable=True)
         job.accepted.set_result(None)
-        job.identified.set_result(job_id)
+        job._identify(job_id)
         return job
-
-    @property
-    def job_id(self) -> str | None:
-        """The server's name for the job; None until its first message about it."""
-        return self.identified.result() if self.identified.done() and not self.identified.exception() else None
 
     @property
     def estimated_completion_ms(self) -> int | None:
@@ -118,12 +114,12 @@ class Job:
             else:
                 done.set_result(None)
 
-        def send(identified: "Future[str | None]") -> None:
-            if identified.exception() is not None or identified.result() is None or self.outcome.done():
+        def send(identified: "Future[None]") -> None:
+            if identified.exception() is not None or self.job_id is None or self.outcome.done():
                 done.set_result(None)  # it never became a job, or has ended
                 return
             try:
-                pending = self._core.ask("job.cancel", {"job_id": identified.result()}, internal=True)
+                pending = self._core.ask("job.cancel", {"job_id": self.job_id}, internal=True)
             except Exception as error:
                 done.set_exception(error)
             else:
@@ -167,8 +163,9 @@ class Job:
                 future.set_exception(error)
 
     def _identify(self, job_id: str | None) -> None:
+        self.job_id = job_id or self.job_id  # a server that lost a waiting job begins it anew under another id
         if not self.identified.done():
-            self.identified.set_result(job_id)
+            self.identified.set_result(None)
 
     def _ask_result(self, before: "Future[Any]") -> None:
         if before.exception() is not None:

@@ -1,6 +1,7 @@
 """Jobs and their events against a scripted server."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -175,6 +176,17 @@ def test_cancel_waits_for_the_jobs_id_and_is_sent_under_it(server: ScriptedServe
         job.result()
     job.cancel()  # harmless, and nothing is sent
     assert server.silent()
+
+
+def test_a_job_that_a_server_began_anew_is_cancelled_under_its_new_id(server: ScriptedServer, client: Client) -> None:
+    job = client.submit(NOOP)
+    server.receive().state(1, "pending", job="before")
+    server.restart()
+    server.receive().state(1, "pending", job="after")
+    while job.job_id != "after":
+        time.sleep(0.01)
+    job.cancel_soon()
+    assert server.receive().request.data == {"job_id": "after"}
 
 
 def test_cancelling_what_never_became_a_job_sends_nothing(server: ScriptedServer, client: Client) -> None:
