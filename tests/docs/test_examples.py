@@ -1,0 +1,159 @@
+"""The examples of the pages, run as they stand there, against a real server."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator.client import Client
+from tests.cli.conftest import Studio, wait_for_line
+from tests.docs import pages
+from tests.docs.pages import ROOT
+
+PYTHON = pages.blocks(pages.text("README.md"), "python")
+SHELL = [line for block in pages.blocks(pages.text("README.md"), "sh") for line in block.splitlines()]
+RUN = ("atelier generate", "atelier jobs", "atelier workers")  # against the server; the others start one or install
+JAVASCRIPT = ROOT / "examples" / "javascript"
+
+
+@pytest.fixture(scope="module")
+def studio() -> Iterator[Studio]:
+    """`atelier up`, with everything it tells in up.log."""
+    with tempfile.TemporaryDirectory(prefix="atl") as folder:
+        here = Studio(Path(folder))
+        log = here.folder / "up.log"
+        with log.open("w") as out:
+            server = here.start("up", "--device", "cpu", "--log-level", "debug", "--log-format", "json", stdout=out)
+        try:
+            wait_for_line(log, "ready; try:", server)
+            yield here
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+
+
+def endpoint(studio: Studio) -> str:
+    return f"ipc://{studio.folder}/run/client"
+
+
+def run(studio: Studio, command: list[str] | str) -> str:
+    """Its standard output. `atelier` and `python` are those of this environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=isinstance(command, str), cwd=studio.folder, env=studio.environment | {"PATH": path},
+        capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_picture(path: Path) -> None:
+    with Image.open(path) as picture:
+        assert picture.size == (64, 64)
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=[f"block {number}" for number in range(1, len(PYTHON) + 1)])
+def test_python(studio: Studio, code: str) -> None:
+    """Only the endpoint is another: the default port may be in use here."""
+    here = code.replace("Client()", f"Client({endpoint(studio)!r})")
+    told = run(studio, [sys.executable, "-c", here])
+    for name in re.findall(r'"(\w+\.png)"', code):
+        assert_picture(studio.folder / name)
+    if "event.data" in code:
+        assert [line for line in told.splitlines() if line.startswith("step ")] == [
+            f"step {step} of 30" for step in range(1, 31)
+        ]
+    if "except" in code:
+        assert "invalid_request" in told
+        assert "steps" in told
+
+
+def test_shell(studio: Studio) -> None:
+    lines = [line for line in SHELL if line.startswith(RUN)]
+    told = {line: run(studio, line) for line in lines}
+    for name in ("circle.png", "again.png", "squares-1.png", "squares-4.png", "triangle.png"):
+        assert_picture(studio.folder / name)
+    assert (studio.folder / "again.png").read_bytes() == (studio.folder / "circle.png").read_bytes()
+    assert next(told[line] for line in lines if line.endswith("circle.png")) == "circle.png\n"
+    assert "completed" in told["atelier jobs list"]
+
+
+def test_a_worker_by_hand_and_a_request_that_is_followed(studio: Studio) -> None:
+    line = next(line for line in SHELL if line.startswith("atelier worker "))
+    line = re.sub(r"ipc://\S+", f"ipc://{studio.folder}/run/workers", line).replace(
+        "--models models", f"--models {ROOT}/models"
+    )
+    _, *arguments = line.split()
+    log = studio.folder / "second.log"
+    with log.open("w") as out:
+        worker = studio.start(*arguments, "--device", "cpu", "--log-level", "debug", stdout=out)
+    try:
+        logs = pages.section("docs/operations.md", "Logs")
+        call = pages.blocks(logs, "python")[0]
+        with Client(endpoint(studio), timeout_s=40) as client:
+            while "second" not in [known.worker_id for known in client.workers()]:
+                time.sleep(0.1)
+            exec(call.replace('"poster-18"', '"poster-18", worker_id="second"'), {"client": client})
+        wait_for_line(log, '"ended"', worker)
+        lines = [*(studio.folder / "up.log").read_text().splitlines(), *log.read_text().splitlines()]
+        seen = [json.loads(line) for line in lines if "poster-18" in line]
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    shown = [json.loads(line) for line in pages.blocks(logs, "json")[0].splitlines()]
+    assert [(line["event"], set(line)) for line in seen] == [(line["event"], set(line)) for line in shown]
+    assert {line["request_id"] for line in seen} == {"poster-18"}
+    assert len({line["job_id"] for line in seen}) == 1
+
+
+def test_javascript(studio: Studio) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    if not (JAVASCRIPT / "node_modules" / "zeromq").is_dir():
+        pytest.skip("its packages are not installed: npm install in examples/javascript")
+    picture = studio.folder / "javascript.png"
+    command = ["node", str(JAVASCRIPT / "generate.mjs"), "a red circle on a white background", str(picture)]
+    told = run(studio, [*command, endpoint(studio)])
+    assert told.splitlines()[-1] == "step 20 of 20"
+    assert_picture(picture)
+
+
+def test_an_action_is_added_as_told(tmp_path: Path) -> None:
+    """The steps of CONTRIBUTING.md, on a copy of the packages."""
+    for package in ("protocol", "orchestrator", "worker", "instructors"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    steps = pages.section("CONTRIBUTING.md", "Adding an action")
+    schema, task = pages.blocks(steps, "python")
+    (tmp_path / "protocol" / "schemas" / "text.py").write_text(schema)
+    (tmp_path / "instructors" / "text.py").write_text(task)
+    add(tmp_path / "protocol" / "schemas" / "__init__.py", "from protocol.schemas import ", "text, ")
+    add(tmp_path / "protocol" / "schemas" / "__init__.py", "for domain in (", "text, ")
+    add(tmp_path / "instructors" / "registry.py", "for name in [", '"instructors.text", ')
+    call = re.search(r"`(client\.run\(.*?\))`", steps)
+    assert call is not None
+    script = f"""
+from orchestrator.client import LocalServer
+with LocalServer(devices=["cpu"], models={str(tmp_path / "none")!r}) as client:
+    print({call[1]}.data)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout == "{'text': 'cba'}\n", done.stderr
+
+
+def add(file: Path, after: str, text: str) -> None:
+    before = file.read_text()
+    assert before.count(after) == 1, f"{file.name} has changed: are the steps still right?"
+    file.write_text(before.replace(after, after + text))
