@@ -26,6 +26,7 @@ from worker.residency import Residency
 
 IDLE_S = 2.0  # how often an idle device's free memory is measured
 CRASHED = 1  # exit code
+OUT_OF_MEMORY = error_map(ErrorCode.OUT_OF_MEMORY)
 
 log = structlog.get_logger("worker.engine")
 
@@ -170,6 +171,9 @@ class Engine(threading.Thread):
         begun = time.monotonic()
         try:
             result, error = self._attempt(job, context)
+            if error is OUT_OF_MEMORY and self._place.residency.evict_unused():
+                log.warning("out of memory: trying again with nothing else loaded")
+                result, error = self._attempt(job, context)
         finally:
             context.close()
         if job.cancelled:  # perhaps only after the last quantum
@@ -200,8 +204,8 @@ class Engine(threading.Thread):
                 log.info("refused", code=error.code.value, message=error.message)
             return Result({}), error.to_wire()
         except Exception as error:
-            code = ErrorCode.OUT_OF_MEMORY if is_out_of_memory(error) else ErrorCode.INTERNAL
-            log.exception("failed", action=job.assign.action, code=code.value)
-        if code is ErrorCode.OUT_OF_MEMORY:  # outside the handler: its traceback held the tensors
-            self._place.device.free_cached()
-        return Result({}), error_map(code)
+            log.exception("failed", action=job.assign.action)
+            if not is_out_of_memory(error):
+                return Result({}), error_map(ErrorCode.INTERNAL)
+        self._place.device.free_cached()  # outside the handler: its traceback held the tensors
+        return Result({}), OUT_OF_MEMORY

@@ -4,6 +4,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.limits import NAME_LENGTH_MAX
+
+SLOTS_MAX = 4096
 EXAMPLE = "example: python -m worker --connect tcp://127.0.0.1:5556 --device auto --models models"
 EXITS = "exit codes: 0 stopped or drained, 2 wrong usage, 3 refused by the orchestrator, 1 anything else"
 
@@ -39,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--connect", required=True, metavar="ENDPOINT", help="the orchestrator's worker plane: ipc://… or tcp://…")
     add("--device", default="auto", help="auto, cpu, or cuda:N (default: auto)")
-    add("--name", help="worker_id (default: host name and device)")
-    add("--slots", type=_at_least_one, default=1, help="jobs held at a time, the running one included (default: 1)")
+    add("--name", type=_name, help="worker_id (default: host name and device)")
+    add("--slots", type=_slots, default=1, help="jobs held at a time, the running one included (default: 1)")
     add("--models", type=Path, metavar="DIR", help="folder of models in diffusers layout")
     add("--memory-budget", type=_at_least_one, metavar="BYTES", help="for models kept loaded (default: by device)")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
@@ -57,6 +60,19 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: list[str] | None) -> Options:
     """Exits with code 2 and a message when `argv` is wrong."""
     return Options(**vars(parser().parse_args(argv)))
+
+
+def _name(text: str) -> str:
+    if not 1 <= len(text) <= NAME_LENGTH_MAX:
+        raise argparse.ArgumentTypeError(f"must have 1 to {NAME_LENGTH_MAX} characters")
+    return text
+
+
+def _slots(text: str) -> int:
+    number = _at_least_one(text)
+    if number > SLOTS_MAX:
+        raise argparse.ArgumentTypeError(f"must be at most {SLOTS_MAX}")
+    return number
 
 
 def _at_least_one(text: str) -> int:

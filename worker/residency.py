@@ -58,6 +58,12 @@ class Residency:
         self._publish()
         return value
 
+    def evict_unused(self) -> bool:
+        """Forget all that no running task uses; whether there was any."""
+        before = self.nbytes
+        self._evict_to(0)
+        return self.nbytes < before
+
     def _try(self, key: str, make: Callable[[], R]) -> R | None:
         """None where memory ran out and evicting may help. A call of its own, so that the error's traceback,
         which holds what was loaded so far, is gone when it returns."""

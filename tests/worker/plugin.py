@@ -19,6 +19,9 @@ class PluginData(ActionData):
     key: str = "model"
 
 
+tries: list[int] = []
+
+
 @dataclass
 class Model:
     name: str
@@ -58,6 +61,14 @@ def fail(data: PluginData, context: Context) -> Result:
 
 def memory(data: PluginData, context: Context) -> Result:
     raise MemoryError
+
+
+def crowded(data: PluginData, context: Context) -> Result:
+    """Runs out of memory every first time it is tried."""
+    tries.append(1)
+    if len(tries) % 2:
+        raise MemoryError
+    return Result({})
 
 
 def crash(data: PluginData, context: Context) -> Result:
@@ -105,7 +116,7 @@ def resident(data: PluginData, context: Context) -> Result:
 
 
 def register(registry: Registry) -> None:
-    for work in (sleep, spin, fail, memory, crash, large, wide, encode, encode_badly, resident):
+    for work in (sleep, spin, fail, memory, crowded, crash, large, wide, encode, encode_badly, resident):
 
         def make(data: PluginData, context: Context, work: Callable[..., Result] = work) -> Task:
             return PluginTask(data, context, work)

@@ -268,6 +268,10 @@ def test_residents_are_told_and_loading_is_measured(scripted: ScriptedOrchestrat
     assert scripted.run("other", "test.resident", {"key": "b", "nbytes": 10})["success"]
     scripted.expect("heartbeat")
     assert scripted.expect("heartbeat")["resident_models"] == ["a", "b"]
+    assert scripted.run("crowded", "test.crowded", {})["success"]  # after these two have made room
+    scripted.expect("heartbeat")
+    assert scripted.expect("heartbeat")["resident_models"] == []
+    assert scripted.run("again", "test.crowded", {})["error"]["code"] == "out_of_memory"  # nothing left to evict
     result = scripted.run("huge", "test.resident", {"key": "c", "nbytes": 2**52})
     assert result["error"]["code"] == "out_of_memory"
 
