@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from instructors import inference
+from instructors.models import Model
 from protocol.enums import EventName
 from protocol.errors import InvalidRequest
 from tests.instructors import tiny
@@ -62,3 +64,49 @@ def test_sizes_suit_the_family(registry: Any, family_desk: Desk) -> None:
 def test_a_model_saved_in_half_precision_alone(registry: Any, tmp_path: Path) -> None:
     tiny.build(tmp_path / "half", variant="fp16")
     assert files(run(registry, Desk(tmp_path)))
+
+
+def test_a_model_that_makes_no_numbers_is_told(registry: Any, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = tiny.build(tmp_path / "broken") / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "conv_out.bias": torch.full_like(weights["conv_out.bias"], torch.nan)}, file)
+    with pytest.raises(InvalidRequest, match="not numbers"):
+        run(registry, Desk(tmp_path))
+
+
+def test_a_preview_that_fails_does_not_end_the_picture(registry: Any, family_desk: Desk) -> None:
+    import torch
+
+    family_desk.reset()
+    task = registry.make_task("inference.text2img", {"prompt": "x", "model_id": "sdxl"}, family_desk)
+    assert task._loaded.preview(torch.zeros(1, 7, 4, 4), 16, 16) is None  # seven channels
+    assert task._loaded.preview(torch.zeros(1, 4, 2, 4, 4), 16, 16) is None  # a film
+    assert task._loaded.preview(torch.zeros(1, 4, 4, 4), 16, 16) is not None
+
+
+def test_what_a_family_does_not_take_is_named(registry: Any, family_desk: Desk) -> None:
+    task = registry.make_task("inference.text2img", {"prompt": "x", "model_id": "sd3"}, family_desk)
+    with pytest.raises(InvalidRequest, match="stable_diffusion3 take no magic"):
+        task._loaded.check({"prompt": "x", "magic": 1})
+
+
+@pytest.mark.parametrize(("width", "near"), [(24, "16 or 32"), (8, "nearest: 16")])
+def test_sizes_that_do_not_suit_are_told_their_neighbours(width: int, near: str) -> None:
+    with pytest.raises(InvalidRequest, match=near):
+        inference._check_multiple("width", width, 16)
+    inference._check_multiple("width", 32, 16)
+    inference._check_multiple("width", None, 16)
+
+
+def test_precision_by_device_and_family(tmp_path: Path) -> None:
+    import torch
+
+    from instructors.pipelines.diffusion import dtype_for
+
+    for components, dtype in (({"unet": True}, torch.float16), ({"transformer": True}, torch.bfloat16)):
+        model = Model("m", tmp_path, "family", components, 0, "")
+        assert dtype_for("cuda:0", model) is dtype
+        assert dtype_for("cpu", model) is torch.float32
