@@ -95,10 +95,7 @@ class Broker:
             if self.clients.socket in ready:
                 self._drain_port(self.clients, self._take_request)
             self._keep_time()
-            self.workers.flush()
-            self.clients.flush()
-            while self._gone:
-                self.feed(e.ConnectionGone(self._gone.pop()))
+            self._flush()
 
     def drain(self) -> None:
         """Take no more work, let what runs end, then stop. A second call stops at once. From signal handlers too."""
@@ -114,8 +111,7 @@ class Broker:
         self._wakeup.wake()
 
     def close(self) -> None:
-        self.workers.flush()
-        self.clients.flush()
+        self._flush()
         self.clients.close()
         self.workers.close()
         self._context.term()
@@ -126,6 +122,14 @@ class Broker:
         if deadline_ms is not None:
             due_ms = min(due_ms, deadline_ms)
         return max(0, due_ms - self.clock.now_ms())
+
+    def _flush(self) -> None:
+        """Send what the turn brought about."""
+        self._effects.flush_acks()
+        self.workers.flush()
+        self.clients.flush()
+        while self._gone:
+            self.feed(e.ConnectionGone(self._gone.pop()))
 
     def _drain_port(self, port: Port, take: Callable[[Received], None]) -> None:
         for _ in range(TURN_MESSAGES_MAX):
@@ -212,8 +216,8 @@ class Broker:
             header = unpack_header(received.header, self.limits)
             given = header.get("request_id")
             request_id = given if type(given) is str and len(given) <= 64 else None
-            check_attachments(header, [len(frame) for frame in received.frames], self.limits)
             request = parse_request(header)
+            check_attachments(header, [len(frame) for frame in received.frames], self.limits)
             action = find_action(request.action)
             if action.answered_by == "worker":
                 self._intake.submit(connection, TENANT, request, action, received.frames)

@@ -8,7 +8,7 @@ import structlog
 from orchestrator import replies
 from orchestrator.core import commands as c
 from orchestrator.core import events as e
-from orchestrator.core.model import Asker, EventRecord, Fault, Job
+from orchestrator.core.model import Asker, EventRecord, Fault, Job, Peer
 from orchestrator.core.states import JobState
 from orchestrator.intake import disk_error
 from orchestrator.payload import Payload
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
 UNAUDITED_MAX = 50_000  # groups on their way to the disk, before the audit of jobs in memory is left out
+ACKS_MAX = 1024  # in one message
 DROPPABLE = (EventName.PROGRESS, EventName.PREVIEW)
 
 log = structlog.get_logger("orchestrator")
@@ -32,6 +33,7 @@ log = structlog.get_logger("orchestrator")
 class Effects:
     def __init__(self, broker: "Broker") -> None:
         self._broker = broker
+        self._acks: dict[Peer, list[dict[str, Any]]] = {}
         self._carriers: dict[type, Callable[[Any], None]] = {
             c.Answer: self._answer,
             c.Accepted: self._accepted,
@@ -57,6 +59,13 @@ class Effects:
 
     def carry_out(self, command: c.Command) -> None:
         self._carriers[type(command)](command)
+
+    def flush_acks(self) -> None:
+        """At the end of a turn: one message a worker for all its results that are safe."""
+        while self._acks:
+            peer, results = self._acks.popitem()
+            for start in range(0, len(results), ACKS_MAX):
+                self._tell(peer, {"kind": "result_ack", "results": results[start : start + ACKS_MAX]})
 
     # --- to clients -------------------------------------------------------------------------------------------
 
@@ -254,7 +263,7 @@ class Effects:
         self._tell(command.peer, {"kind": "cancel", "job_id": command.job_id, "attempt": command.attempt})
 
     def _ack_result(self, command: c.AckResult) -> None:
-        self._tell(command.peer, {"kind": "result_ack", "job_id": command.job_id, "attempt": command.attempt})
+        self._acks.setdefault(command.peer, []).append({"job_id": command.job_id, "attempt": command.attempt})
 
     def _welcome(self, command: c.WelcomeWorker) -> None:
         log.info("worker connected", worker_id=command.worker_id)

@@ -246,19 +246,20 @@ class WorkerResult(Message):
     attachments: Attachments = []
 
 
-class _AboutJob(Message):
+class AttemptRef(Message):
     job_id: Name
     attempt: Count
 
 
-class ResultAck(_AboutJob):
-    """The result is safe (on disk or handed on): the worker may forget it."""
+class ResultAck(Message):
+    """These results are safe (on disk or handed on): the worker may forget them."""
 
     kind: Literal["result_ack"] = "result_ack"
+    results: Annotated[list[AttemptRef], FIRST_FAULT]  # {job_id, attempt} of each
 
 
-class Cancel(_AboutJob):
-    """Stop this attempt at the next step and forget it; no result is wanted."""
+class Cancel(AttemptRef):
+    """Stop this attempt at the next step."""
 
     kind: Literal["cancel"] = "cancel"
 

@@ -241,7 +241,7 @@ def worker_plane() -> list[Vector]:
         ("result_failed", "An attempt failed.", "to",
          {"kind": "result", **about, "success": False, "data": {}, "error": error("model_invalid", "It is damaged."),
           "load_ms": 3, "running_ms": 3, "attachments": []}, []),
-        ("result_ack", "The result is safe: forget it.", "from", {"kind": "result_ack", **about}, []),
+        ("result_ack", "The result is safe: forget it.", "from", {"kind": "result_ack", "results": [about]}, []),
         ("cancel", "Stop this attempt.", "from", {"kind": "cancel", **about}, []),
         ("drain", "Finish what you hold, then leave.", "from", {"kind": "drain"}, []),
         ("goodbye", "The worker leaves on purpose.", "to", {"kind": "goodbye"}, []),
