@@ -83,9 +83,7 @@ def train_denoiser(folder: Path, vae: AutoencoderKL, *, seed: int, steps: int) -
     embeddings = list(denoiser.text_encoder.get_input_embeddings().parameters())
     others = [p for p in denoiser.parameters() if all(p is not e for e in embeddings)]
     groups = [{"params": others, "lr": LEARNING_RATE}, {"params": embeddings, "lr": EMBEDDING_RATE}]
-    trainer = Trainer(
-        denoiser, groups, folder / "denoiser.safetensors", seed=seed, steps=steps, decay=EMA_DECAY
-    )
+    trainer = Trainer(denoiser, groups, folder / "denoiser.safetensors", seed=seed, steps=steps, decay=EMA_DECAY)
 
     @cache
     def token_ids(caption: str) -> torch.Tensor:
@@ -114,9 +112,7 @@ def random_timesteps(rng: np.random.Generator) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encoded_pool(
-    vae: AutoencoderKL, rng: np.random.Generator, count: int
-) -> tuple[list[Scene], torch.Tensor]:
+def encoded_pool(vae: AutoencoderKL, rng: np.random.Generator, count: int) -> tuple[list[Scene], torch.Tensor]:
     """Random scenes and their latents, (count, 4, 16, 16), encoded once so that no training step has to."""
     scenes = [random_scene(rng) for _ in range(count)]
     batches = [scenes[start : start + 50] for start in range(0, count, 50)]

@@ -12,6 +12,7 @@ from scripts.demo_model.denoiser import Denoiser, new_scheduler, train_denoiser
 from scripts.demo_model.trainer import load_average
 from scripts.demo_model.vae import reconstruction_accuracy, train_vae, trained_vae
 
+STAGES = ("vae", "unet", "export")
 SEED = 1
 VAE_STEPS = 8_000
 UNET_STEPS = 16_000
@@ -20,35 +21,35 @@ MIN_RECONSTRUCTION = 0.95
 
 
 def main() -> None:
-    """Run one stage; each goes on from its last checkpoint."""
+    """Run one stage or all; training goes on from its last checkpoint."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     diffusers_logging.set_verbosity_error()
-    folder = arguments.work
-    if arguments.stage == "vae":
-        train_vae(folder, seed=arguments.seed, steps=arguments.steps or VAE_STEPS)
-        print(json.dumps(reconstruction_accuracy(trained_vae(folder), count=500)))
-    elif arguments.stage == "unet":
-        vae = trained_vae(folder)
+    stages = STAGES if arguments.stage == "all" else (arguments.stage,)
+    if "vae" in stages:
+        train_vae(arguments.work, seed=arguments.seed, steps=arguments.vae_steps)
+    if "unet" in stages:
+        vae = trained_vae(arguments.work)
         accuracy = reconstruction_accuracy(vae, count=500)
+        print("reconstructions:", json.dumps(accuracy))
         if accuracy["kind"] < MIN_RECONSTRUCTION:
-            raise SystemExit(f"the autoencoder is not good enough yet: {json.dumps(accuracy)}")
-        train_denoiser(folder, vae, seed=arguments.seed, steps=arguments.steps or UNET_STEPS)
-    else:
-        export(folder, arguments.output)
+            raise SystemExit("the autoencoder is not good enough yet: train it for more steps")
+        train_denoiser(arguments.work, vae, seed=arguments.seed, steps=arguments.unet_steps)
+    if "export" in stages:
+        export(arguments.work, arguments.output)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python -m scripts.demo_model.train vae && "
-        "python -m scripts.demo_model.train unet && python -m scripts.demo_model.train export",
+        epilog="example: python -m scripts.demo_model.train unet --work out/demo_model",
     )
-    parser.add_argument("stage", choices=("vae", "unet", "export"), help="run them in this order")
+    parser.add_argument("stage", nargs="?", choices=(*STAGES, "all"), default="all", help="default %(default)s")
     parser.add_argument("--work", type=Path, default=Path("out/demo_model"), help="folder of the checkpoints")
     parser.add_argument("--output", type=Path, default=Path("models/demo"), help="folder to export to")
-    parser.add_argument("--steps", type=int, help=f"default {VAE_STEPS} for vae, {UNET_STEPS} for unet")
+    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS, help="default %(default)s")
+    parser.add_argument("--unet-steps", type=int, default=UNET_STEPS, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=SEED, help="default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, default %(default)s")
     return parser.parse_args()

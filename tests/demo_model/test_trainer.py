@@ -15,9 +15,7 @@ STEPS = 8
 def trainer_of(path: Path, seed: int = 3) -> Trainer:
     torch.manual_seed(0)
     module = nn.Linear(4, 1)
-    return Trainer(
-        module, [{"params": list(module.parameters()), "lr": 0.1}], path, seed=seed, steps=STEPS, decay=0.9
-    )
+    return Trainer(module, [{"params": list(module.parameters()), "lr": 0.1}], path, seed=seed, steps=STEPS, decay=0.9)
 
 
 def run(trainer: Trainer, stop_at: int = STEPS) -> None:
