@@ -222,12 +222,11 @@ class Fleet:
         self.refresh(worker)
 
     def vacate(self, worker: Worker, job_id: str) -> None:
-        """Free the slot of a job, if it has one."""
-        slot = worker.jobs.pop(job_id, None)
-        if slot is not None:
-            worker.exclusive -= slot.exclusive
-            self.running_ms -= slot.estimate_ms
-            self.refresh(worker)
+        """Free the slot of a job."""
+        slot = worker.jobs.pop(job_id)
+        worker.exclusive -= slot.exclusive
+        self.running_ms -= slot.estimate_ms
+        self.refresh(worker)
 
     def best_worker(self, requirement: Requirement, cost: Cost) -> Worker | None:
         """The free worker that would end this job soonest; of equals, the one served longest ago."""

@@ -76,9 +76,10 @@ class Placement:
             need = next(need for need, reserved in self._reserved.items() if reserved is worker)
             self._release(need)
             line = queue.line(need)
-            head = queue.best([line], NOTHING_LOADED, self._core.now_ms) if line is not None else None
-            if head is not None and worker.takes(need):
-                self._assign(worker, head)
+            assert line is not None  # or the reservation were stale
+            head = queue.best([line], NOTHING_LOADED, self._core.now_ms)
+            assert head is not None
+            self._assign(worker, head)
         while worker.free:
             lines = [line for line in queue.lines(worker.worker_id) if self._open_to(line.requirement, worker)]
             job = queue.best(lines, worker.profile.resident, self._core.now_ms)

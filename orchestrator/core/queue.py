@@ -52,8 +52,7 @@ class Ring:
         return None
 
     def pass_turn(self, tenant: str) -> None:
-        if tenant in self.tenants:
-            self.tenants.move_to_end(tenant)
+        self.tenants.move_to_end(tenant)
 
 
 class Line:

@@ -53,6 +53,7 @@ class Sessions:
         if session is not None:
             session.counts[job.status] += 1
             session.live_jobs[job.job_id] = None
+            session.progress_sum += job.progress
             session.touched_ms = self._core.now_ms
 
     def job_changed(self, job: Job, before: Status) -> None:
