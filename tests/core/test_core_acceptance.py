@@ -62,7 +62,12 @@ def test_one_durable_request_a_hundred_times() -> None:
     for number in range(50, 100):
         assert lab.submit(1, job_id=f"j1-{number}", durable=True) == ["accepted c r1 j1-0"]
     assert lab.submit(1, durable=True, events=STATE) == ["accepted c r1 j1-0"]
-    assert lab.hello("w") == ["welcome w", "emit c r1 state processing", "record j1-0 state processing", "assign w j1-0/1"]
+    assert lab.hello("w") == [
+        "welcome w",
+        "emit c r1 state processing",
+        "record j1-0 state processing",
+        "assign w j1-0/1",
+    ]
 
 
 def test_a_durable_job_answers_who_waits_for_it_and_accepts_again_when_it_has_ended() -> None:
