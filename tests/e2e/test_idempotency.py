@@ -5,7 +5,7 @@ import pytest
 from orchestrator.client import Client
 from protocol.errors import RequestConflict
 from protocol.ids import new_id
-from tests.e2e.house import House, lines, told
+from tests.e2e.house import House, eventually, lines, told
 
 CONNECTIONS, TIMES = 5, 20
 
@@ -35,6 +35,7 @@ def test_a_hundred_times_the_same_request(house: House, wait: bool) -> None:
 def test_the_same_id_with_another_body(house: House, client: Client, wait: bool) -> None:
     request_id = new_id()
     job = client.submit("system.noop", {"echo": 1, "sleep_ms": 200}, wait=wait, request_id=request_id)
+    eventually(lambda: job.job_id is not None)
     with Client(house.endpoint, timeout_s=10) as other, pytest.raises(RequestConflict):
         other.run("system.noop", {"echo": 2, "sleep_ms": 200}, request_id=request_id)
     assert job.result(10).data == {"echo": 1}
