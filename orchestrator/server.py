@@ -1,5 +1,6 @@
 """One orchestrator process, from its settings to its end."""
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from orchestrator.telemetry import configure_logging
 from orchestrator.wakeup import Wakeup
 
 SWITCH_INTERVAL_S = 0.0005  # a busy writer thread must not keep the GIL from the loop
+GC_THRESHOLDS = (20_000, 50, 100)  # kept jobs are many objects and no cycles: looking through them all is lost time
 CLOSE_TIMEOUT_S = 10.0
 
 log = structlog.get_logger("orchestrator")
@@ -48,6 +50,9 @@ def run(settings: Settings, *, exit_with_stdin: bool = False) -> None:
             if exit_with_stdin:
                 threading.Thread(target=_watch_stdin, args=(broker,), name="stdin", daemon=True).start()
             broker.restore()
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             log.info("ready", clients=settings.client_endpoints, workers=settings.worker_endpoints)
             broker.run()
         finally:

@@ -56,7 +56,7 @@ class Timers:
         if self._heap and self._heap[0].due_ms <= now_ms:
             timer = heapq.heappop(self._heap)
             fired = Timer(timer.due_ms, timer.order, timer.callback, timer.args)
-            timer.callback = None  # a later cancel of the handle must not count it
+            timer.callback, timer.args = None, ()  # a later cancel of the handle must not count it
             return fired
         return None
 
