@@ -3,7 +3,7 @@
 import time
 
 from instructors.registry import Registry
-from instructors.task import Context, Result, Task
+from instructors.task import Blob, Context, Result, Task
 from protocol.schemas import ACTIONS
 from protocol.schemas.system import NoopData
 
@@ -14,7 +14,10 @@ class Noop(Task):
     """Echoes after `sleep_ms`, in steps of 10 ms."""
 
     def __init__(self, data: NoopData, context: Context) -> None:
-        self._result = Result({"echo": data.echo}, context.blobs)
+        blobs = context.blobs
+        if data.reply_nbytes:
+            blobs = [*blobs, Blob("application/octet-stream", bytes(data.reply_nbytes))]
+        self._result = Result({"echo": data.echo}, blobs)
         self._until = time.monotonic() + data.sleep_ms / 1000 if data.sleep_ms else 0.0
 
     def step(self) -> Result | None:

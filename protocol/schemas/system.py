@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from protocol.limits import MIB
 from protocol.messages import Int
 from protocol.schemas.base import Action, ActionData, ResultData
 
@@ -17,6 +18,7 @@ class NoopData(ActionData):
 
     echo: Any = None  # any value, to be echoed
     sleep_ms: Annotated[Int, Field(ge=0, le=3_600_000)] = 0  # take so long, in steps of 10 ms
+    reply_nbytes: Annotated[Int, Field(ge=0, le=64 * MIB)] = 0  # add an attachment of so many zero bytes to the answer
 
 
 class NoopResult(ResultData):

@@ -47,11 +47,14 @@ def raw_proxy(front: str, back: str) -> None:
 
 
 def raw_worker(back: str) -> None:
-    """Echoes every message."""
+    """Echoes every message; one with an empty frame at its end gets a large reply."""
     socket = make_socket(zmq.Context(), zmq.DEALER)
     socket.connect(back)
     while True:
-        socket.send_multipart(socket.recv_multipart(copy=False), copy=False)
+        frames = socket.recv_multipart(copy=False)
+        if len(frames[-1]) == 0:
+            frames[-1] = bytes(MIB)
+        socket.send_multipart(frames, copy=False)
 
 
 class Raw:
@@ -101,29 +104,32 @@ class Atelier:
             process.wait(30)
 
 
-def request_frames(attachment: bytes, wait: bool) -> list[bytes]:
-    header = {"protocol": 1, "request_id": new_id(), "action": "system.noop", "data": {"echo": 1}, "wait": wait}
-    if not attachment:
-        return [pack(header)]
-    header["attachments"] = [{"media_type": "application/octet-stream", "nbytes": len(attachment)}]
-    return [pack(header), attachment]
+def request_header(reply_nbytes: int, wait: bool) -> tuple[str, bytes]:
+    """A request's id and its header."""
+    request_id = new_id()
+    data = {"echo": 1, "reply_nbytes": reply_nbytes}
+    return request_id, pack(
+        {"protocol": 1, "request_id": request_id, "action": "system.noop", "data": data, "wait": wait}
+    )
 
 
 class Load:
     """One client connection that keeps a number of requests in flight."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, raw: bool) -> None:
+        self._raw = raw
         self._socket = make_socket(zmq.Context.instance(), zmq.DEALER)
         self._socket.connect(endpoint)
 
-    def run(self, jobs: int, in_flight: int, attachment: bytes = b"", wait: bool = True) -> list[float]:
+    def run(self, jobs: int, in_flight: int, reply_nbytes: int = 0, wait: bool = True) -> list[float]:
         """Latencies in seconds of `jobs` requests, in the order of their answers."""
         sent_at: dict[str, float] = {}
         latencies: list[float] = []
-        for _ in range(min(in_flight, jobs)):
-            self._send(sent_at, attachment, wait)
-        started = len(sent_at)
+        started = 0
         while len(latencies) < jobs:
+            while started < jobs and len(sent_at) < in_flight:
+                self._send(sent_at, reply_nbytes, wait)
+                started += 1
             frames = self._socket.recv_multipart(copy=False)
             header = unpack_header(frames[0].buffer)
             if header.get("kind") == "alive":
@@ -131,20 +137,16 @@ class Load:
             if header.get("kind") == "response" and not header["success"]:
                 raise RuntimeError(header["error"])
             latencies.append(time.perf_counter() - sent_at.pop(header["request_id"]))
-            if started < jobs:
-                self._send(sent_at, attachment, wait)
-                started += 1
         return latencies
 
-    def _send(self, sent_at: dict[str, float], attachment: bytes, wait: bool) -> None:
-        frames = request_frames(attachment, wait)
-        request_id = unpack_header(frames[0])["request_id"]
+    def _send(self, sent_at: dict[str, float], reply_nbytes: int, wait: bool) -> None:
+        request_id, header = request_header(reply_nbytes, wait)
         sent_at[request_id] = time.perf_counter()
-        self._socket.send_multipart(frames, copy=False)
+        self._socket.send_multipart([header, b""] if self._raw and reply_nbytes else [header])
 
-    def rate(self, jobs: int, in_flight: int, attachment: bytes = b"", wait: bool = True) -> float:
+    def rate(self, jobs: int, in_flight: int, reply_nbytes: int = 0, wait: bool = True) -> float:
         begun = time.perf_counter()
-        self.run(jobs, in_flight, attachment, wait)
+        self.run(jobs, in_flight, reply_nbytes, wait)
         return jobs / (time.perf_counter() - begun)
 
 
@@ -175,10 +177,9 @@ def measure(pairs: int, jobs: int, folder: Path) -> Iterator[tuple[str, str, lis
     """Each measurement's name, unit and (raw, Atelier) pairs."""
     raw, atelier = Raw(folder), Atelier(folder)
     try:
-        raw_load, load = Load(raw.endpoint), Load(atelier.endpoint)
+        raw_load, load = Load(raw.endpoint, raw=True), Load(atelier.endpoint, raw=False)
         wait_for_worker(raw_load)
         wait_for_worker(load)
-        payload = os.urandom(MIB)
 
         def paired(one: Callable[[Load], float]) -> list[Pair]:
             return [(one(raw_load), one(load)) for _ in range(pairs)]
@@ -195,7 +196,7 @@ def measure(pairs: int, jobs: int, folder: Path) -> Iterator[tuple[str, str, lis
         yield (
             "MB/s of 1 MiB replies at 8 in flight",
             "MB/s",
-            paired(lambda target: target.rate(max(64, jobs // 40), 8, payload) * MIB / 1e6),
+            paired(lambda target: target.rate(max(64, jobs // 40), 8, MIB) * MIB / 1e6),
         )
         accepted = [
             (group_commit_rate(folder, jobs // 2, 64), load.rate(jobs // 2, 64, wait=False)) for _ in range(pairs)
@@ -224,8 +225,8 @@ def report(name: str, unit: str, pairs: list[Pair]) -> None:
     met = ratio >= goal if sign == ">=" else ratio <= goal
     raw_median, median = statistics.median(pair[0] for pair in pairs), statistics.median(mine)
     print(
-        f"| {name} | {raw_median:,.0f} {unit} | {median:,.0f} {unit} | {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        f" | {sign} {goal}: {'met' if met else 'NOT met'} |",
+        f"| {name} | {raw_median:,.0f} {unit} | {median:,.0f} {unit} "
+        f"| {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {sign} {goal}: {'met' if met else 'NOT met'} |",
         flush=True,
     )
 
@@ -235,7 +236,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7, help="pairs per measurement")
     parser.add_argument("--jobs", type=int, default=8000, help="jobs of one run")
     options = parser.parse_args()
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, pyzmq {zmq.__version__},")
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, pyzmq {zmq.__version__},"
+    )
     print(f"libzmq {zmq.zmq_version()}; {time.strftime('%Y-%m-%d')}; median of {options.pairs} pairs\n")
     print("| what | raw | Atelier | ratio (spread) | goal |\n|---|---|---|---|---|", flush=True)
     with scratch() as folder:
