@@ -112,7 +112,8 @@ class Placement:
             gone = self._core.fleet.by_id.get(worker.worker_id) is not worker
             if gone or worker.draining or worker.stalled or self._core.queue.line(requirement) is None:
                 self._release(requirement)
-                self._freed[worker.worker_id] = worker
+                if not gone:
+                    self._freed[worker.worker_id] = worker
                 self._grown[requirement] = None
 
     def _assign(self, worker: Worker, job: Job) -> None:

@@ -17,6 +17,7 @@ from protocol.limits import PRIORITY_DEFAULT
 if TYPE_CHECKING:
     from orchestrator.core.core import Core
 
+UNREAD_MS = 250  # in which a busy shell reads all that waits in its sockets
 MISSED_HEARTBEATS = 2  # that do not list a job, before its assign counts as lost on the way
 
 
@@ -124,13 +125,18 @@ class Workers:
             due_ms = self._core.now_ms + self._core.settings.lease_ms
             worker.lease = self._core.timers.add(due_ms, self._lease_due, worker)
 
-    def _lease_due(self, worker: Worker) -> None:
-        worker.lease = None
-        ends_ms = worker.last_seen_ms + self._core.settings.lease_ms
-        if ends_ms <= self._core.now_ms:
-            self._lose(worker)
-        else:  # it was renewed since; one timer a lease is enough
+    def _lease_due(self, worker: Worker, warned: bool = False) -> None:
+        """Lose a worker that was silent for a lease, but not before what it may have said has been read.
+
+        A process that was stopped for a while finds all leases over, and all the heartbeats in its sockets.
+        """
+        now_ms, ends_ms = self._core.now_ms, worker.last_seen_ms + self._core.settings.lease_ms
+        if ends_ms > now_ms:  # it was renewed since; one timer a lease is enough
             worker.lease = self._core.timers.add(ends_ms, self._lease_due, worker)
+        elif warned:
+            self._lose(worker)
+        else:
+            worker.lease = self._core.timers.add(now_ms + UNREAD_MS, self._lease_due, worker, True)
 
     def _lose(self, worker: Worker) -> None:
         for job_id, slot in self._retire(worker).items():
