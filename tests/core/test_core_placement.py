@@ -312,10 +312,10 @@ def test_sightings_are_bounded() -> None:
 # --- exclusive jobs ---------------------------------------------------------------------------------------------------
 
 
-def with_exclusive(workers: int = 1) -> Lab:
+def with_exclusive(workers: int = 1, priority: int = 9) -> Lab:
     """Job 1 is exclusive and waits; each worker has two slots, one of them busy for long."""
     lab = Lab()
-    lab.submit(1, priority=9)
+    lab.submit(1, priority=priority)
     for loss in (1, 2):
         lab.hello("x", peer=f"x{loss}")
         lab.feed(e.WorkerUnreachable(f"x{loss}"))
@@ -366,6 +366,14 @@ def test_a_reservation_moves_when_its_worker_leaves_or_drains() -> None:
     lab.feed(e.WorkerUnreachable(second.peer))
     assert not any(worker.reserved for worker in lab.core.fleet.by_id.values())
     assert lab.hello("idle") == ["welcome idle", "assign idle j1/3"]
+
+
+def test_a_reserved_worker_on_a_new_connection_takes_what_waits() -> None:
+    lab = with_exclusive(priority=0)
+    lab.submit(20, worker_pin="w0")
+    assert lab.job(20).state is JobState.QUEUED
+    assert lab.hello("w0", ("j10/1",), peer="w0b", slots=3) == ["welcome w0b", "assign w0b j20/1"]
+    assert lab.core.fleet.by_id["w0"].reserved
 
 
 def test_a_full_fleet_is_not_reserved_before_the_job_is_next() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator.core import events as e
 from orchestrator.core.states import JobState
+from orchestrator.core.workers import UNREAD_MS
 from protocol.enums import ErrorCode
 from tests.core.kit import STATE, Lab, restored
 
@@ -32,7 +33,8 @@ def test_any_message_renews_the_lease() -> None:
 
 def test_a_silent_worker_is_lost_and_its_job_runs_again_after_a_back_off() -> None:
     lab = running()
-    assert lab.wait(14_999) == []
+    lab.wait(15_000 + UNREAD_MS - 1)
+    assert lab.job(1).state is JobState.PROCESSING
     lab.wait(1)
     assert (lab.job(1).state, lab.job(1).losses) == (JobState.BACKOFF, 1)
     assert not lab.core.fleet.by_id
@@ -40,11 +42,17 @@ def test_a_silent_worker_is_lost_and_its_job_runs_again_after_a_back_off() -> No
     assert lab.wait(500) == ["assign v j1/2"]
 
 
-def test_a_message_is_read_before_a_lease_is_judged() -> None:
+def test_what_waits_in_the_sockets_is_read_before_leases_are_judged() -> None:
+    """The orchestrator was stopped for a minute: its workers have not been silent."""
     lab = running()
+    lab.hello("v")
+    lab.submit(2)
     lab.now_ms += 60_000
     assert lab.beat("w", "j1/1") == ["beat w"]
-    assert lab.job(1).state is JobState.PROCESSING
+    lab.wait(UNREAD_MS - 1)
+    assert lab.beat("v", "j2/1") == ["beat v"]
+    lab.wait(5_000)
+    assert lab.job(1).state is lab.job(2).state is JobState.PROCESSING
 
 
 def test_back_offs_double_up_to_a_limit() -> None:
@@ -205,7 +213,7 @@ def test_a_result_that_came_after_the_end_is_acknowledged_at_once() -> None:
 def moved() -> Lab:
     """Job 1 ran on w, which fell silent, and runs on v as attempt 2."""
     lab = running()
-    lab.wait(15_000)
+    lab.wait(15_000 + UNREAD_MS)
     lab.hello("v")
     assert lab.wait(500) == ["assign v j1/2"]
     return lab
@@ -230,7 +238,7 @@ def test_the_right_number_from_the_wrong_worker_does_not_count() -> None:
 
 def test_a_worker_back_before_anybody_else_began_goes_on() -> None:
     lab = running()
-    lab.wait(15_000)
+    lab.wait(15_000 + UNREAD_MS)
     assert lab.hello("w", ("j1/1",)) == ["welcome w"]
     assert (lab.job(1).state, lab.job(1).attempt) == (JobState.PROCESSING, 1)
     assert lab.wait(5_000) == []

@@ -7,6 +7,7 @@ from orchestrator.core.fleet import Worker
 from orchestrator.core.lifecycle import RECORD_NBYTES
 from orchestrator.core.model import Job
 from orchestrator.core.states import TERMINAL, JobState
+from orchestrator.core.workers import UNREAD_MS
 
 
 class Violation(AssertionError):
@@ -102,7 +103,9 @@ def _check_listing(core: Core, worker: Worker) -> None:
             check(listed == expected, "loaded model listed wrongly", worker.worker_id, model_id)
     lease_ms = core.settings.lease_ms
     check(worker.lease is not None and worker.lease.callback is not None, "worker without a lease", worker.worker_id)
-    check(core.now_ms - worker.last_seen_ms <= lease_ms, "worker outlives its lease", worker.worker_id)
+    worker_due_ms = worker.lease.due_ms if worker.lease is not None else 0
+    overdue_ms = worker_due_ms - worker.last_seen_ms - lease_ms
+    check(overdue_ms <= UNREAD_MS or worker_due_ms - core.now_ms <= UNREAD_MS, "worker outlives its lease", overdue_ms)
 
 
 def _check_placement(core: Core) -> None:
