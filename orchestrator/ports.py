@@ -1,5 +1,7 @@
 """The broker's two ROUTER sockets: receiving without a copy of payloads, sending without ever waiting."""
 
+import fcntl
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -9,7 +11,7 @@ import zmq
 
 from protocol.codec import Buffer, pack
 from protocol.limits import KIB, WireLimits
-from protocol.sockets import make_socket, prepare_ipc_folder
+from protocol.sockets import EndpointRefused, make_socket, prepare_ipc_folder
 
 FLUSH_MS = 1000  # at the end
 TRACKED_BYTES = 64 * KIB  # frames from this size on are counted until libzmq has sent them
@@ -44,8 +46,11 @@ class Port:
         self._outbox_bytes_max = outbox_bytes_max
         self._outbox: dict[bytes, Outbox] = {}
         self._posted: deque[tuple[bytes, list[Any], Sequence[Buffer], bool, Callable[[Sent], None] | None]] = deque()
+        self._locks: list[int] = []
         for endpoint in endpoints:
             prepare_ipc_folder(endpoint)
+            if endpoint.startswith("ipc://"):
+                self._locks.append(_lock(endpoint))
             self.socket.bind(endpoint)
 
     def receive(self) -> Received | None:
@@ -128,6 +133,22 @@ class Port:
     def close(self) -> None:
         """Let what was sent leave for a moment, the last answers of a drain among it, then drop the rest."""
         self.socket.close(linger=FLUSH_MS)
+        for descriptor in self._locks:
+            os.close(descriptor)
+
+
+def _lock(endpoint: str) -> int:
+    """Keep other servers from an ipc path, which libzmq would take from a living one without a word.
+
+    Returns the lock's file descriptor; it ends with the process. Raises EndpointRefused.
+    """
+    descriptor = os.open(f"{endpoint.removeprefix('ipc://')}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise EndpointRefused(f"{endpoint!r} is in use by another orchestrator; stop it, or use another.") from None
+    return descriptor
 
 
 class Outbox:
