@@ -53,7 +53,7 @@ class Broker:
         self.clock = Clock()
         self.epoch = new_id()
         self.started_ms = self.clock.now_ms()
-        self.schedulers: frozenset[str] = frozenset()  # that some worker knows; empty: none has said
+        self.schedulers: dict[str, str] = {}  # key -> name, of all that some worker knows; empty: none has said
         self._wakeup = wakeup
         self._context = zmq.Context()
         outbox = settings.outbox_bytes_max

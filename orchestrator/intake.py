@@ -18,6 +18,7 @@ from protocol.limits import ARTIFACT_INLINE_BYTES, PRIORITY_DEFAULT
 from protocol.messages import Request
 from protocol.schemas import Action, nearest
 from protocol.schemas.base import validate
+from protocol.schemas.inference import scheduler_key
 
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
@@ -78,8 +79,9 @@ class Intake:
     def _check_scheduler(self, data: dict[str, Any]) -> None:
         known = self._broker.schedulers
         name = data.get("scheduler")
-        if name is not None and known and name.lower() not in known:
-            field = {"field": "scheduler", "problem": "unknown scheduler", "nearest": nearest(name.lower(), known)}
+        if name is not None and known and scheduler_key(name) not in known:
+            near = nearest(scheduler_key(name), known)
+            field = {"field": "scheduler", "problem": "unknown scheduler", "nearest": known.get(near or "")}
             raise InvalidRequest("No worker knows this scheduler.", details={"fields": [field]})
 
     def _identify(self, event: e.Submit, request: Request, payload: Payload) -> None:

@@ -21,6 +21,7 @@ from protocol.messages import (
     WorkerResult,
     parse_message,
 )
+from protocol.schemas.inference import scheduler_key
 
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
@@ -62,7 +63,7 @@ class WorkerPlane:
         capabilities = hello.capabilities
         models = {str(model["model_id"]): model for model in capabilities.models or [] if "model_id" in model}
         self.models.update(models)
-        self._broker.schedulers |= {name.lower() for name in capabilities.schedulers}
+        self._broker.schedulers |= {scheduler_key(name): name for name in capabilities.schedulers}
         self._broker.feed(
             e.WorkerHello(
                 peer=peer,

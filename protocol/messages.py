@@ -153,7 +153,7 @@ class Hello(Message):
     kind: Literal["hello"] = "hello"
     protocol: Int = PROTOCOL_VERSION
     worker_id: Name  # the operator's name for it
-    instance_id: Name  # new for each process
+    instance_id: Name  # new for each start of the worker; kept when it starts its own device process again
     device: DeviceFacts
     capabilities: Capabilities
     slots: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_integral)] = 1  # jobs it takes at a time

@@ -36,7 +36,8 @@ def info(broker: "Broker", ask: Ask) -> dict[str, Any]:
 
 def capabilities(broker: "Broker", ask: Ask) -> dict[str, Any]:
     actions = {action for worker in broker.core.fleet.by_id.values() for action in worker.profile.capability.actions}
-    return {"actions": sorted(actions), "models": broker.fleet_models(), "schedulers": sorted(broker.schedulers)}
+    schedulers = sorted(broker.schedulers.values())
+    return {"actions": sorted(actions), "models": broker.fleet_models(), "schedulers": schedulers}
 
 
 def stats(broker: "Broker", ask: Ask) -> dict[str, Any]:
