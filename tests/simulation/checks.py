@@ -156,5 +156,6 @@ def check_idle(core: Core) -> None:
     for worker in core.fleet.by_id.values():
         check(not worker.jobs, "slot leaked", worker.worker_id, list(worker.jobs))
         check(not worker.reserved, "reservation leaked", worker.worker_id)
+        check(not worker.draining, "a worker that was to leave is still here", worker.worker_id)
     check(core.fleet.running_ms == 0, "running_ms left", core.fleet.running_ms)
     check(len(core.timers) <= len(core.fleet.by_id) + len(core.sessions.by_id) + 1, "timers left", len(core.timers))

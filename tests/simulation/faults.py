@@ -20,14 +20,14 @@ class Faults:
         kinds: list[tuple[str, int, Callable[[], None]]] = [
             ("worker crash", 4, self._crash_worker),
             ("worker and parent crash", 1, self._crash_parent),
-            ("worker pause", 2, self._pause_worker),
+            ("worker pause", 5, self._pause_worker),
             ("worker connection", 3, lambda: self._any(self._world.workers).break_link()),
             ("client connection", 4, lambda: self._any(self._world.clients).break_link()),
             ("worker hands back", 1, lambda: self._any(self._world.workers).hand_back()),
-            ("worker drain", 1, self._drain_worker),
+            ("worker drain", 4, self._drain_worker),
             ("orchestrator crash", 2, self._crash_orchestrator),
             ("orchestrator drain", 1, lambda: self._world.shell.feed(e.Drain())),
-            ("disk fails", 1, self._fail_disk),
+            ("disk fails", 3, self._fail_disk),
             ("disk slow", 1, self._slow_disk),
         ]
         rng = self._world.rng

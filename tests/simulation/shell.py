@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.simulation.worker import SimWorker
     from tests.simulation.world import World
 
-SEND_FAILS = 0.01  # a worker's connection is full
+SEND_FAILS = 0.03  # a worker's connection is full
 
 
 class Shell:
@@ -175,7 +175,8 @@ class Shell:
             self._feed_in(epoch, e.Saved(job.job_id))
 
     def _tell_worker(self, command: Any) -> None:
-        full = self._world.faulty and self._world.rng.random() < SEND_FAILS
+        rare = isinstance(command, c.TellDrain)  # or its loss would hardly ever be seen
+        full = self._world.faulty and self._world.rng.random() < (0.3 if rare else SEND_FAILS)
         if isinstance(command, c.Assign):
             self._world.ledger.assigned(command)
             if command.peer not in self._peers or full:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SEEDS = 60
 SUBMIT = Lifecycle.submit
 CANDIDATE = Pool.candidate
+TELL_DRAIN = Workers._tell_drain
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -69,6 +70,11 @@ def _oldest(self: Queue, lines: Any, resident: Any, now_ms: int) -> Any:
     return min(entries, key=lambda entry: entry.ticket).job if entries else None
 
 
+def _tell_once(self: Workers, worker: Any) -> None:
+    if not worker.draining:
+        TELL_DRAIN(self, worker)
+
+
 MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "no fencing": (Workers, "_holds", lambda self, worker_id, job, attempt: job.state is JobState.PROCESSING),
     "no fence for what is not wanted": (Workers, "_fence", lambda *_: None),
@@ -94,7 +100,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
         lambda self, need: CANDIDATE(self, need._replace(exclusive=False)),
     ),
     "freed workers are not filled": (Placement, "freed", lambda *_: None),
-    "a drain is told once": (Workers, "_tell_drain", lambda self, worker: setattr(worker, "draining", True)),
+    "a drain is told once": (Workers, "_tell_drain", _tell_once),
     "retries are forgotten": (Lifecycle, "requeue", lambda *_: None),
     "grown lines are not placed": (Placement, "_place_next", lambda self: self._grown.clear()),
     "running time is not counted down": (Fleet, "vacate", lambda self, worker, job_id: worker.jobs.pop(job_id, None)),

@@ -19,7 +19,7 @@ RESEND_MS = 5_000
 LEASE_MS = 15_000
 HANG_MS = 20_000  # until the parent kills the process
 GRACE_MS = 5_000
-UNWANTED_MS = 4_000
+UNWANTED_MS, UNWANTED_FAULTY_MS = 6_000, 16_000  # until a stale attempt has heard of it, at the latest
 SLACK = 64
 
 
@@ -184,6 +184,8 @@ class SimWorker:
         for job in list(self._held.values()):
             if job.state is HeldState.DONE and now_ms - job.sent_ms >= RESEND_MS:
                 self._send_result(job)
+            elif job.state is HeldState.RUNNING:
+                self._check_wanted(job)
         if self._leaving == "finishing" and not self._held:
             self._leave()
 
@@ -298,7 +300,6 @@ class SimWorker:
         elif number <= 4:
             job_id, data = job.assign["job_id"], {"step": number}
             name = EventName.ITEM if number <= work.pictures else EventName.PROGRESS
-            self._check_wanted(job)
             self._up(e.WorkerEvent(self._peer, job_id, job.attempt, name, data, progress=number / 4))
             self._later(work.run_ms // 4, self._step, job, number + 1)
         elif work.fate == "error" or (cursed and work.fate == "passing"):
@@ -309,14 +310,16 @@ class SimWorker:
             self._finish(job, Outcome(Status.COMPLETED, data, nbytes=100), None)
 
     def _check_wanted(self, job: HeldJob) -> None:
-        """Where nothing is broken, no worker computes for long what nobody wants."""
-        core, now_ms = self._world.shell.core, self._world.now_ms
-        known = core.jobs.get(job.assign["job_id"]) if core is not None else None
-        if known is not None and known.worker_id == self.name and known.attempt == job.attempt:
+        """No worker that the orchestrator can reach computes for long what nobody wants."""
+        shell, now_ms = self._world.shell, self._world.now_ms
+        known = shell.core.jobs.get(job.assign["job_id"]) if shell.core is not None else None
+        wanted = known is not None and (known.status, known.attempt) == (Status.PROCESSING, job.attempt)
+        if wanted or shell.core is None or self._welcome_epoch != shell.epoch:
             job.unwanted_ms = None
-        elif now_ms > self._world.healed_ms + LEASE_MS:
-            job.unwanted_ms = job.unwanted_ms or now_ms
-            check(now_ms - job.unwanted_ms < UNWANTED_MS, "a stale attempt goes on", self.name, job.assign["job_id"])
+            return
+        job.unwanted_ms = job.unwanted_ms or now_ms
+        limit_ms = UNWANTED_FAULTY_MS if self._world.faulty else UNWANTED_MS
+        check(now_ms - job.unwanted_ms < limit_ms, "a stale attempt goes on", self.name, job.assign["job_id"])
 
     def _finish(self, job: HeldJob, outcome: Outcome, code: ErrorCode | None) -> None:
         work: Work = job.assign["payload"]

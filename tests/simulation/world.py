@@ -51,7 +51,7 @@ class World:
         self.disk = Disk(self)
         self.shell = Shell(self, SETTINGS)
         rough = self.rng.random() < 0.5  # a worker plane that loses, doubles and reorders, which ZeroMQ does not
-        self.rough = (0.03, 0.03, 0.03) if rough else (0.0, 0.0, 0.0)
+        self.rough = (0.08, 0.04, 0.04) if rough else (0.0, 0.0, 0.0)
         self.workers = [SimWorker(self, f"w{number}") for number in range(self.rng.randint(2, 5))]
         tenants = [f"t{number}" for number in range(self.rng.randint(1, 3))]
         count = self.rng.randint(2, 5)
