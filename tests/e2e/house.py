@@ -18,7 +18,7 @@ import zmq
 
 from orchestrator.client import Client
 from protocol.codec import attachment_list, pack, unpack_header
-from protocol.sockets import make_socket
+from protocol.sockets import HIGH_WATER_MARK, make_socket
 
 ROOT = Path(__file__).parents[2]
 SPANS = {  # much shorter than the defaults, and long enough for two busy cores
@@ -190,8 +190,8 @@ class House:
         self._clients.append(client)
         return client
 
-    def raw(self, kind: int = zmq.DEALER, endpoint: str | None = None) -> "Raw":
-        raw = Raw(endpoint or self.endpoint, kind)
+    def raw(self, **options: Any) -> "Raw":
+        raw = Raw(self.endpoint, **options)
         self._clients.append(raw)
         return raw
 
@@ -221,9 +221,9 @@ class House:
 class Raw:
     """A socket under a test's control: what no client of ours would send."""
 
-    def __init__(self, endpoint: str, kind: int = zmq.DEALER) -> None:
+    def __init__(self, endpoint: str, kind: int = zmq.DEALER, *, high_water_mark: int = HIGH_WATER_MARK) -> None:
         self._context = zmq.Context()
-        self.socket = make_socket(self._context, kind)
+        self.socket = make_socket(self._context, kind, high_water_mark=high_water_mark)
         self.socket.connect(endpoint)
 
     def __enter__(self) -> "Raw":
