@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.core.core import Core
 
 UNREAD_MS = 250  # in which a busy shell reads all that waits in its sockets
+SLOW_BYTES_PER_MS = 2_000  # of a slow link: an assign with large attachments may travel for minutes
 MISSED_HEARTBEATS = 2  # that do not list a job, before its assign counts as lost on the way
 
 
@@ -77,13 +78,21 @@ class Workers:
         for job_id, slot in list(worker.jobs.items()):
             if (job_id, slot.attempt) in listed:
                 slot.missed = 0
-            elif self._current(worker, job_id, slot.attempt) is None:
-                self._vacate(worker, job_id)  # it was told to stop, and has
-            elif self._core.now_ms - slot.since_ms > self._core.settings.assign_grace_ms:
-                slot.missed += 1
-                if slot.missed >= MISSED_HEARTBEATS:
-                    self._vacate(worker, job_id)
-                    self._core.lifecycle.give_back(self._core.jobs[job_id])
+            else:
+                self._not_listed(worker, job_id, slot)
+
+    def _not_listed(self, worker: Worker, job_id: str, slot: Slot) -> None:
+        """A heartbeat lacks this job: it was told to stop and has, or its assign is on its way, or that was lost."""
+        job = self._current(worker, job_id, slot.attempt)
+        if job is None:
+            self._vacate(worker, job_id)
+            return
+        grace_ms = self._core.settings.assign_grace_ms + job.payload_nbytes // SLOW_BYTES_PER_MS
+        if self._core.now_ms - slot.since_ms > grace_ms:
+            slot.missed += 1
+        if slot.missed >= MISSED_HEARTBEATS:
+            self._vacate(worker, job_id)
+            self._core.lifecycle.give_back(job)
 
     def goodbye(self, event: e.WorkerGoodbye) -> None:
         worker = self._core.fleet.by_peer.get(event.peer)
