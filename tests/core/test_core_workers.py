@@ -145,6 +145,17 @@ def test_a_lost_assign_is_noticed_by_two_heartbeats_without_the_job() -> None:
     assert lab.job(1).losses == 0
 
 
+def test_an_assign_with_large_attachments_has_time_to_arrive() -> None:
+    lab = Lab()
+    lab.hello("w")
+    lab.submit(1, payload_nbytes=256 * 1024 * 1024)
+    for _ in range(70):
+        lab.wait(2_000)
+        assert lab.beat("w") == ["beat w"]
+    assert lab.beat("w", "j1/1") == ["beat w"]
+    assert lab.job(1).attempt == 1
+
+
 def test_one_heartbeat_without_the_job_is_forgiven() -> None:
     lab = running()
     lab.wait(7_000)
