@@ -19,11 +19,12 @@ from orchestrator.clock import Clock
 from orchestrator.core import events as e
 from orchestrator.core.core import Core
 from orchestrator.effects import Effects
+from orchestrator.housekeeping import Housekeeping
 from orchestrator.intake import Intake
 from orchestrator.persistence import jobs_of, session_of
 from orchestrator.ports import Connection, Port, Received, Sent
 from orchestrator.settings import Settings
-from orchestrator.store import Expire, Expired, Store
+from orchestrator.store import Store
 from orchestrator.store.writer import Completion
 from orchestrator.wakeup import Wakeup
 from orchestrator.workerplane import WorkerPlane
@@ -35,7 +36,6 @@ from protocol.schemas import find_action
 from protocol.schemas.base import validate
 
 TURN_MESSAGES_MAX = 256  # of one socket before the loop looks at the others
-EXPIRE_EVERY_MS = 10 * 60 * 1000
 TENANT = "default"  # API keys come with the platform
 
 log = structlog.get_logger("orchestrator")
@@ -66,7 +66,8 @@ class Broker:
         self._continuations: dict[Hashable, Continuation] = {}
         self._gone: set[Connection] = set()
         self._events: deque[e.Event] = deque()
-        self._next_alive_ms = self._next_expire_ms = self.started_ms
+        self._housekeeping = Housekeeping(self)
+        self._next_alive_ms = self.started_ms
         self._stop = self._drained = False
         self._drain_until_ms: int | None = None
 
@@ -117,7 +118,7 @@ class Broker:
         self._context.term()
 
     def _patience_ms(self) -> int:
-        due_ms = min(self._next_alive_ms, self._next_expire_ms)
+        due_ms = min(self._next_alive_ms, self._housekeeping.due_ms)
         deadline_ms = self.core.next_deadline()
         if deadline_ms is not None:
             due_ms = min(due_ms, deadline_ms)
@@ -150,9 +151,8 @@ class Broker:
             self._next_alive_ms = now_ms + self.settings.alive_ms
             for connection in list(self.core.askers.waiting()):
                 self.send_client(connection, replies.alive())
-        if now_ms >= self._next_expire_ms:
-            self._next_expire_ms = now_ms + EXPIRE_EVERY_MS
-            self._expire(now_ms)
+        if now_ms >= self._housekeeping.due_ms:
+            self._housekeeping.run(now_ms)
         if self._drain_until_ms is not None:
             self._drain_on(now_ms, self._drain_until_ms)
 
@@ -163,15 +163,6 @@ class Broker:
         if self._drained or now_ms >= until_ms:
             self._stop = True
         self._next_alive_ms = min(self._next_alive_ms, until_ms)
-
-    def _expire(self, now_ms: int) -> None:
-        def expired(completion: Completion) -> None:
-            if isinstance(completion.value, Expired):
-                self.artifacts.delete(completion.value.artifact_ids)
-                if completion.value.more:
-                    self._expire(now_ms)
-
-        self.store.write([Expire(now_ms - self.settings.retention_ms)], self.expect(expired))
 
     # --- continuations ----------------------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ def test_artifacts(server: House) -> None:
 
 
 def test_retention(server: House) -> None:
-    """Past it, a job's row, its files and uploads are gone. The cleaning runs at a start, and every ten minutes."""
+    """Past it, a job's row, its files and uploads are gone. The cleaning runs at a start, and every minute."""
     client = server.client()
     upload = client.artifacts.put(b"upload")
     job = client.submit("system.noop", wait=False, attachments=[Blob(b"x" * 1000)])
