@@ -66,6 +66,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], empty:
 
     console = Console(width=None if _is_terminal() else 1000)  # for a script, no line is folded
     table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.columns[0].min_width = max(len(str(row[0])) for row in rows)  # ids are there to be copied
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell), no_wrap=True) for cell in row))
     console.print(table)
