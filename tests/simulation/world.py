@@ -85,17 +85,24 @@ class World:
             actor.start()
         self.faults.schedule(FAULTS_END_MS)
         self.at(FAULTS_END_MS, self._heal)
-        self._advance(lambda: not self.faulty and all(client.satisfied for client in self.clients))
+        self._advance(self._quiet)
         self._rest(SETTINGS.result_keep_ms + 2 * SETTINGS.lease_ms + 25_000)
         self._judge()
         counts = {**self.faults.counts, **self.ledger.ends}
         return Report(self.seed, self.shell.handled, len(self.ledger.asks), self.now_ms - self.start_ms, counts)
 
+    def _quiet(self) -> bool:
+        """Everybody has what they are owed, and no job is left over from one who went away."""
+        core = self.shell.core
+        at_rest = not self.faulty and core is not None and not core.unsettled
+        return at_rest and all(client.satisfied for client in self.clients)
+
     def _advance(self, done: Callable[[], bool]) -> None:
         while not done():
             if self.now_ms - self.start_ms > GIVE_UP_MS:
                 unmet = [ask.request_id for client in self.clients for ask in client.asks.values() if ask.unmet]
-                raise Violation(f"some requests never end: {unmet}")
+                left = list(self.shell.core.unsettled) if self.shell.core is not None else []
+                raise Violation(f"some requests or jobs never end: {unmet} {left}")
             self._step()
 
     def _rest(self, span_ms: int) -> None:
