@@ -36,6 +36,7 @@ from protocol.schemas import find_action
 from protocol.schemas.base import validate
 
 TURN_MESSAGES_MAX = 256  # of one socket before the loop looks at the others
+FAREWELL_MS = 200  # between the last answer of a drain and the end
 TENANT = "default"  # API keys come with the platform
 
 log = structlog.get_logger("orchestrator")
@@ -160,7 +161,7 @@ class Broker:
         if not self.core.draining:
             log.info("draining")
             self.feed(e.Drain())
-        if self._drained or now_ms >= until_ms:
+        if now_ms >= until_ms:
             self._stop = True
         self._next_alive_ms = min(self._next_alive_ms, until_ms)
 
@@ -196,8 +197,13 @@ class Broker:
                 self._events.popleft()
 
     def all_drained(self) -> None:
-        """Nothing runs any more."""
+        """Nothing runs any more. Clients get a moment to take the last answers: a lost connection may take with it
+        what arrived just before (libzmq drops it where ZMQ_IMMEDIATE is set)."""
+        if self._drained:
+            return
         self._drained = True
+        self._drain_until_ms = self.clock.now_ms() + FAREWELL_MS
+        self._next_alive_ms = min(self._next_alive_ms, self._drain_until_ms)
 
     # --- clients ----------------------------------------------------------------------------------------------
 
