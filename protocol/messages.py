@@ -25,6 +25,7 @@ Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH_MAX)]
 Fingerprint = Annotated[bytes, Field(min_length=32, max_length=32)]
 Data = dict[str, Any]
 FIELD_ERRORS_MAX, FIELD_TEXT_MAX = 16, 200  # of an error's details
+EMPTY_LIST: Any = Field(default_factory=list)  # a literal one would be deep-copied for each message
 FIRST_FAULT = Field(fail_fast=True)  # a list of 16,384 wrong entries is one fault, not 16,384 error records
 
 
@@ -58,7 +59,7 @@ class Request(Message):
     session_id: Name | None = None  # a session this job belongs to; null: none
     priority: Priority | None = None  # 9 most urgent; null: the session's, else 4
     wait: bool = True  # true: the result answers this request; false: a durable job, answered `accepted`
-    events: Annotated[list[Literal["state", "progress", "preview", "item", "log"]], Field(max_length=5)] = []
+    events: Annotated[list[Literal["state", "progress", "preview", "item", "log"]], Field(max_length=5)] = EMPTY_LIST
     # which events to stream; ignored on REQ
     queue_timeout_ms: SpanMs | None = None  # from receipt to the start of the first attempt; null: no limit
     run_timeout_ms: SpanMs | None = None  # for one attempt; null: no limit
@@ -67,7 +68,7 @@ class Request(Message):
     worker_id: Name | None = None  # run on this worker only
     api_key: Name | None = None  # names the tenant; null: the tenant `default`
     traceparent: Name | None = None  # W3C trace context, handed on to the worker
-    attachments: Attachments = []  # one entry per attachment frame, in order
+    attachments: Attachments = EMPTY_LIST  # one entry per attachment frame, in order
 
     @property
     def effective_priority(self) -> int:
@@ -98,7 +99,7 @@ class Response(Message):
     worker_id: str | None = None  # who ran the last attempt
     device_id: str | None = None  # where
     attempt: Count | None = None  # number of the last attempt, from 1
-    attachments: Attachments = []
+    attachments: Attachments = EMPTY_LIST
 
 
 class Event(Message):
@@ -111,7 +112,7 @@ class Event(Message):
     seq: Count  # rises strictly within a job; gaps are normal
     event: EventName = Field(strict=False)  # see Events
     data: Data = {}  # by `event`, see Events
-    attachments: Attachments = []
+    attachments: Attachments = EMPTY_LIST
 
 
 class HeldJob(Message):
@@ -218,7 +219,7 @@ class Assign(Message):
     durable: bool = False  # `wait: false`
     exclusive: bool = False  # alone on the worker
     traceparent: str | None = None
-    attachments: Attachments = []  # the client's frames, untouched
+    attachments: Attachments = EMPTY_LIST  # the client's frames, untouched
 
 
 class WorkerEvent(Message):
@@ -229,7 +230,7 @@ class WorkerEvent(Message):
     attempt: Count
     event: EventName = Field(strict=False)
     data: Data = {}
-    attachments: Attachments = []
+    attachments: Attachments = EMPTY_LIST
 
 
 class WorkerResult(Message):
@@ -243,7 +244,7 @@ class WorkerResult(Message):
     error: Data | None = None  # see Errors; set where `success` is false
     load_ms: Count = 0  # spent loading the model; feeds the estimates
     running_ms: Count = 0  # spent on the job, without loading
-    attachments: Attachments = []
+    attachments: Attachments = EMPTY_LIST
 
 
 class AttemptRef(Message):
