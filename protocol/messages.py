@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from protocol import PROTOCOL_VERSION
 from protocol.enums import EventName, HeldState, Status
 from protocol.errors import InvalidRequest, MalformedMessage, UnsupportedProtocol
-from protocol.limits import INT_MAX, NAME_LENGTH_MAX, PRIORITY_DEFAULT, PRIORITY_MAX, REQUEST_ID_PATTERN, SPAN_MS_MAX
+from protocol.limits import INT_MAX, NAME_LENGTH_MAX, PRIORITY_MAX, REQUEST_ID_PATTERN, SPAN_MS_MAX
 
 
 def _integral(value: Any) -> Any:
@@ -69,10 +69,6 @@ class Request(Message):
     api_key: Name | None = None  # names the tenant; null: the tenant `default`
     traceparent: Name | None = None  # W3C trace context, handed on to the worker
     attachments: Attachments = EMPTY_LIST  # one entry per attachment frame, in order
-
-    @property
-    def effective_priority(self) -> int:
-        return PRIORITY_DEFAULT if self.priority is None else self.priority
 
 
 class Timing(Message):

@@ -28,8 +28,8 @@ def test_a_small_request_gets_the_defaults() -> None:
     request = parse_request(BASE)
     assert request == Request(request_id="r", action="system.noop")
     assert (request.wait, request.events, request.data, request.attachments) == (True, [], {}, [])
-    assert (request.priority, request.effective_priority) == (None, 4)
-    assert parse_request({**BASE, "priority": 0}).effective_priority == 0
+    assert request.priority is None
+    assert parse_request({**BASE, "priority": 0}).priority == 0
 
 
 def test_events_can_be_all_there_are() -> None:
