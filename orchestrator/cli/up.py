@@ -13,13 +13,15 @@ import click
 from orchestrator.cli.group import FAILED, end
 from orchestrator.cli.options import as_arguments, settings_options
 from orchestrator.client.errors import ClientClosed
-from orchestrator.client.local import POLL_S, LocalStack, StartFailed, local_devices
+from orchestrator.client.local import POLL_S, STOP_S, LocalStack, StartFailed, local_devices
 from orchestrator.client.sync import Client
 from orchestrator.settings import load_settings
 from orchestrator.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
+
+AT_ONCE_S = 1.0  # for the workers to leave, after a second signal
 
 
 @click.command()
@@ -55,7 +57,7 @@ def up(devices: tuple[str, ...], slots: int, config: Path | None, **given: Any) 
     except StartFailed as error:
         end(str(error), FAILED)
     finally:
-        stack.stop()
+        stack.stop(AT_ONCE_S if signals.count > 1 else STOP_S)
 
 
 class Signals:

@@ -83,8 +83,8 @@ class LocalStack:
         if self.orchestrator.poll() is None:
             self.orchestrator.send_signal(signal.SIGTERM)
 
-    def stop(self) -> None:
-        """End everything now, in order, and wait for it."""
+    def stop(self, grace_s: float = STOP_S) -> None:
+        """End everything now, in order, and wait for it; workers have `grace_s` to end what they run."""
         self._stopping = True
         if self.orchestrator is not None:
             self._close_stdin()
@@ -93,7 +93,7 @@ class LocalStack:
             except subprocess.TimeoutExpired:
                 self.orchestrator.kill()
                 self.orchestrator.wait()
-        self.launcher.stop(STOP_S)
+        self.launcher.stop(grace_s)
 
     def all_workers_ended(self) -> bool:
         """Whether no worker runs or will be started again."""

@@ -23,6 +23,7 @@ class Studio:
     """A folder to work in and the environment that points every setting into it."""
 
     folder: Path
+    models: Path
 
     @property
     def environment(self) -> dict[str, str]:
@@ -30,7 +31,7 @@ class Studio:
         return plain | {
             "ATELIER_RUNTIME_DIR": f"{self.folder}/run",
             "ATELIER_DATA_DIR": f"{self.folder}/data",
-            "ATELIER_MODELS_DIR": str(ROOT / "models"),
+            "ATELIER_MODELS_DIR": str(self.models),
             "ATELIER_CLIENT_ENDPOINTS": f"ipc://{self.folder}/run/client",
             "PYTHONPATH": str(ROOT),
         }
@@ -42,7 +43,7 @@ class Studio:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=100,
             stdin=subprocess.DEVNULL,
         )
 
@@ -60,16 +61,16 @@ class Studio:
 
 @pytest.fixture
 def studio() -> Iterator[Studio]:
-    """No server runs here."""
+    """No server runs here. There are no models, so that workers load no libraries for them."""
     with tempfile.TemporaryDirectory(prefix="atl") as folder:
-        yield Studio(Path(folder))
+        yield Studio(Path(folder), models=Path(folder, "models"))
 
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Studio]:
-    """`atelier up` runs here, with a worker on the CPU."""
+    """`atelier up` runs here, with a worker on the CPU and the demo model."""
     with tempfile.TemporaryDirectory(prefix="atl") as folder:
-        here = Studio(Path(folder))
+        here = Studio(Path(folder), models=ROOT / "models")
         log = here.folder / "up.log"
         with log.open("w") as out:
             server = here.start("up", "--device", "cpu", stdout=out)
@@ -82,7 +83,7 @@ def up() -> Iterator[Studio]:
         assert server.returncode == 0, log.read_text()
 
 
-def wait_for_line(log: Path, text: str, process: "subprocess.Popen[str]", timeout_s: float = 45) -> None:
+def wait_for_line(log: Path, text: str, process: "subprocess.Popen[str]", timeout_s: float = 90) -> None:
     deadline = time.monotonic() + timeout_s
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Studio
+from tests.cli.conftest import ROOT, Studio
 
 
 def findings(studio: Studio, **environment: str) -> tuple[int, list[dict[str, Any]]]:
@@ -34,6 +34,7 @@ def fake_packages(folder: Path, **versions: str) -> str:
 
 
 def test_all_is_well_here(studio: Studio) -> None:
+    studio.models = ROOT / "models"
     code, found = findings(studio)
     assert code == 0, texts(found, "problem")
     fine = texts(found, "ok")
@@ -101,6 +102,6 @@ def test_a_wrong_setting_and_no_models(studio: Studio) -> None:
     code, found = findings(studio, ATELIER_LEASE_MS="1")
     assert code == 1
     assert "lease_ms" in texts(found, "problem")
-    code, found = findings(studio, ATELIER_MODELS_DIR=str(studio.folder / "none"))
+    code, found = findings(studio)
     assert code == 0
     assert "models: none in" in texts(found, "note")

@@ -15,9 +15,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from orchestrator.client import Client
+from orchestrator.client import Client, Job
 from protocol.recipe import read
 from tests.cli.conftest import ATELIER, PROMPT, ROOT, Studio, wait_for_line
+
+pytestmark = pytest.mark.timeout(180)  # workers load their libraries, which takes long on a busy machine
 
 
 def ok(up: Studio, *arguments: str) -> str:
@@ -31,7 +33,7 @@ def as_json(up: Studio, *arguments: str) -> Any:
 
 
 def client_of(up: Studio) -> Client:
-    return Client(up.environment["ATELIER_CLIENT_ENDPOINTS"], timeout_s=30)
+    return Client(up.environment["ATELIER_CLIENT_ENDPOINTS"], timeout_s=90)
 
 
 def test_generate_writes_a_picture_and_names_it_last(up: Studio) -> None:
@@ -128,7 +130,7 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def read_until(self, wanted: str, timeout_s: float = 30) -> None:
+    def read_until(self, wanted: str, timeout_s: float = 90) -> None:
         deadline = time.monotonic() + timeout_s
         while wanted not in self.text:
             assert time.monotonic() < deadline, self.text
@@ -236,64 +238,79 @@ def test_a_second_server_in_the_same_place_says_so(up: Studio) -> None:
 
 
 def test_one_picture_without_a_server(studio: Studio) -> None:
+    studio.models = ROOT / "models"
     done = studio.run("generate", PROMPT, "--local", "--steps", "2", "-o", "local.png")
     assert (done.returncode, done.stdout) == (0, "local.png\n"), done.stderr
     with Image.open(studio.folder / "local.png") as picture:
         assert picture.size == (64, 64)
 
 
-def start_up(studio: Studio) -> "tuple[subprocess.Popen[str], Path, list[psutil.Process]]":
-    log = studio.folder / "up.log"
-    with log.open("w") as out:
-        server = studio.start("up", "--device", "cpu", stdout=out)
-    wait_for_line(log, "ready; try:", server)
-    return server, log, psutil.Process(server.pid).children(recursive=True)
+class Running:
+    """An `atelier up` of its own, gone when the `with` ends."""
 
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self.log = studio.folder / "up.log"
 
-def test_the_first_signal_drains_and_the_second_stops(studio: Studio) -> None:
-    server, log, children = start_up(studio)
-    with client_of(studio) as client:
-        job = client.submit("system.noop", {"sleep_ms": 1500, "echo": "finished"}, events=["state"])
+    def __enter__(self) -> "Running":
+        with self.log.open("w") as out:
+            self.process = self._studio.start("up", "--device", "cpu", stdout=out)
+        wait_for_line(self.log, "ready; try:", self.process)
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def begin(self, client: Client, **data: Any) -> Job:
+        """A job that a worker has."""
+        job = client.submit("system.noop", data, events=["state"])
         events = job.events()
         while next(events).data["status"] != "processing":
             pass
-        server.send_signal(signal.SIGINT)
-        assert job.result().data == {"echo": "finished"}  # what ran ends
-    assert server.wait(20) == 0
-    assert "draining" in log.read_text()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+        return job
 
-    server, _, children = start_up(studio)
-    with client_of(studio) as client:
-        job = client.submit("system.noop", {"sleep_ms": 600_000}, events=["state"])
-        events = job.events()
-        while next(events).data["status"] != "processing":
-            pass
-        server.send_signal(signal.SIGTERM)
+    def end(self) -> int:
+        """Wait for the end of all; the exit code."""
+        code = self.process.wait(40)
+        assert psutil.wait_procs(self.children, timeout=20)[1] == []
+        return code
+
+
+def test_the_first_signal_lets_what_runs_end(studio: Studio) -> None:
+    with Running(studio) as up, client_of(studio) as client:
+        job = up.begin(client, sleep_ms=1500, echo="finished")
+        up.process.send_signal(signal.SIGINT)
+        assert job.result().data == {"echo": "finished"}
+        assert up.end() == 0
+        assert "draining" in up.log.read_text()
+
+
+def test_the_second_signal_stops_at_once(studio: Studio) -> None:
+    with Running(studio) as up, client_of(studio) as client:
+        up.begin(client, sleep_ms=600_000)
+        up.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        assert server.poll() is None  # it waits for the job
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == 0
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+        assert up.process.poll() is None  # it waits for the job
+        up.process.send_signal(signal.SIGTERM)
+        assert up.end() == 0
 
 
 def test_nothing_outlives_a_killed_server(studio: Studio) -> None:
-    server, _, children = start_up(studio)
-    assert len(children) == 3  # the orchestrator, the worker and the worker's child
-    server.kill()
-    server.wait()
-    assert psutil.wait_procs(children, timeout=20)[1] == []
+    with Running(studio) as up:
+        assert len(up.children) == 3  # the orchestrator, the worker and the worker's child
+        up.process.kill()
+        assert up.end() == -signal.SIGKILL
 
 
 def test_a_killed_orchestrator_is_started_again(studio: Studio) -> None:
-    server, _, children = start_up(studio)
-    with client_of(studio) as client:
+    with Running(studio) as up, client_of(studio) as client:
         job = client.submit("system.noop", {"echo": "kept", "sleep_ms": 300}, wait=False)
-        orchestrator = next(child for child in children if "orchestrator" in child.cmdline())
-        orchestrator.kill()
-        assert job.result(timeout_s=30).data == {"echo": "kept"}
-    server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 0
+        next(child for child in up.children if "orchestrator" in child.cmdline()).kill()
+        assert job.result(timeout_s=60).data == {"echo": "kept"}
+        up.process.send_signal(signal.SIGINT)
+        assert up.end() == 0
 
 
 def test_an_orchestrator_and_a_worker_by_hand(studio: Studio) -> None:

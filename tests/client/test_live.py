@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle on a white background"
 NOOP = "system.noop"
 
+pytestmark = pytest.mark.timeout(180)  # workers load their libraries, which takes long on a busy machine
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
@@ -213,16 +215,16 @@ async def test_the_same_with_await(client: Client) -> None:
         assert (await aclient.run(NOOP, {"echo": 1}, timeout_s=10)).data == {"echo": 1}
 
 
-def test_a_killed_orchestrator_is_started_again_and_those_who_waited_get_their_results() -> None:
-    server = LocalServer(devices=["cpu"], models=ROOT / "models")
+def test_a_killed_orchestrator_is_started_again_and_those_who_waited_get_their_results(tmp_path: Path) -> None:
+    server = LocalServer(devices=["cpu"], models=tmp_path)
     with server as client:
         waiting = client.submit(NOOP, {"echo": "waited", "sleep_ms": 1500})
         durable = client.submit(NOOP, {"echo": "kept", "sleep_ms": 100}, wait=False, events=["state"])
         orchestrator = server._stack.orchestrator
         assert orchestrator is not None
         orchestrator.kill()
-        assert waiting.result(timeout_s=40).data == {"echo": "waited"}
-        assert durable.result(timeout_s=40).data == {"echo": "kept"}
+        assert waiting.result(timeout_s=90).data == {"echo": "waited"}
+        assert durable.result(timeout_s=90).data == {"echo": "kept"}
         seen = [event.seq for event in durable.events(timeout_s=20)]
         assert seen == sorted(set(seen))
         assert len(client.jobs.list()) >= 1
@@ -231,7 +233,7 @@ def test_a_killed_orchestrator_is_started_again_and_those_who_waited_get_their_r
 PROGRAM = """
 import sys, time
 from orchestrator.client import LocalServer
-with LocalServer(devices=["cpu"]) as client:
+with LocalServer(devices=["cpu"], models="/nowhere") as client:
     client.submit("system.noop", {"sleep_ms": 600000}, events=["state"])
     print("up", flush=True)
     time.sleep(600)
@@ -254,9 +256,9 @@ def test_nothing_outlives_the_program(how: signal.Signals) -> None:
     assert alive == []
 
 
-def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StartFailed, match="atelier doctor"), LocalServer(devices=["cuda:99"]):
+def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(StartFailed, match="atelier doctor"), LocalServer(devices=["cuda:99"], models=tmp_path):
         pass
     monkeypatch.setenv("ATELIER_LEASE_MS", "1")
-    with pytest.raises(StartFailed, match="lease_ms"), LocalServer(devices=["cpu"], models=ROOT / "models"):
+    with pytest.raises(StartFailed, match="lease_ms"), LocalServer(devices=["cpu"], models=tmp_path):
         pass
