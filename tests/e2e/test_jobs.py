@@ -186,7 +186,7 @@ def test_a_session_whose_defaults_do_not_suit(client: Client) -> None:
 
 def test_pages_of_jobs(client: Client) -> None:
     session = client.sessions.create("pages").session_id
-    made = [client.run("system.noop", {}, session_id=session).job_id for _ in range(5)]
+    made = [client.run("system.noop", {"sleep_ms": 2}, session_id=session).job_id for _ in range(5)]
     eventually(lambda: len(client.jobs.list(session_id=session)) == 5)
     first = client.jobs.list(session_id=session, limit=3)
     rest = client.jobs.list(session_id=session, limit=3, before=first[-1].job_id)

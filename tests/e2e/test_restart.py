@@ -186,6 +186,7 @@ def test_an_accepted_job_that_nobody_began(server: House) -> None:
 def test_drained_on_sigterm(server: House) -> None:
     """What runs ends, what waits in memory is told `draining`, what was accepted runs after the restart."""
     client, raw = server.client(), server.raw()
+    eventually(lambda: client.stats().workers_free == 2)
     running = [client.submit("system.noop", {"echo": n, "sleep_ms": 300}, events=["state"]) for n in range(5)]
     eventually(lambda: client.stats().jobs.get("processing") == 5)
     raw.request("waiting", "system.noop")
