@@ -6,6 +6,7 @@ from orchestrator.actions.ask import Ask
 from orchestrator.clock import rfc3339
 from orchestrator.core import events as e
 from orchestrator.core.model import Session
+from orchestrator.intake import disk_error
 from orchestrator.persistence import session_of
 from orchestrator.store import queries
 from orchestrator.store.writer import Completion
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 NO_SESSION = "There is no session of this id."
 
 
-def create(broker: "Broker", ask: Ask) -> dict[str, Any]:
+def create(broker: "Broker", ask: Ask) -> None:
+    """Answered when the session is on disk."""
     _check_defaults(ask.data.defaults)
     if broker.core.sessions.full():
         raise QueueFull("The server holds as many sessions as it may.", retry_after_ms=60_000)
@@ -35,8 +37,15 @@ def create(broker: "Broker", ask: Ask) -> dict[str, Any]:
         created_ms=now_ms,
         touched_ms=now_ms,
     )
+
+    def saved(completion: Completion) -> None:
+        if completion.error is None:
+            broker.answer(ask, _info(session))
+        else:
+            broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
+
     broker.feed(e.OpenSession(session))
-    return _info(session)
+    broker.store.write([], broker.expect(saved))  # its rows commit with or after those of the session
 
 
 def get(broker: "Broker", ask: Ask) -> None:
