@@ -2,7 +2,7 @@
 
     python -m scripts.contact_sheet
 
-Seeds are 1 to 12 in the order of the prompts, everything else is the server's default.
+Seeds are 1 to 12 in the order of the prompts, guidance is what the model's card advises, the rest is default.
 """
 
 import argparse
@@ -18,6 +18,7 @@ COLOURS = (("red", "white"), ("blue", "yellow"), ("green", "black"), ("white", "
 KINDS = ("circle", "square", "triangle")
 PROMPTS = [f"a {colour} {kind} on a {ground} background" for kind in KINDS for colour, ground in COLOURS]
 COLUMNS = len(COLOURS)
+GUIDANCE = 4.0
 TILE, MARGIN, CAPTION = 128, 12, 34  # pixels
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
@@ -29,7 +30,7 @@ def main() -> None:
     output: Path = parser.parse_args().output
     with LocalServer(models=ROOT / "models") as client:
         jobs = [
-            client.submit("inference.text2img", {"prompt": prompt, "seed": seed})
+            client.submit("inference.text2img", {"prompt": prompt, "seed": seed, "guidance_scale": GUIDANCE})
             for seed, prompt in enumerate(PROMPTS, 1)
         ]
         pictures = [job.result().images[0].pil for job in jobs]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,13 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from orchestrator.client import Client
-from tests.cli.conftest import Studio, wait_for_line
 from tests.docs import pages
 from tests.docs.pages import ROOT
 
@@ -26,31 +27,61 @@ RUN = ("atelier generate", "atelier jobs", "atelier workers")  # against the ser
 JAVASCRIPT = ROOT / "examples" / "javascript"
 
 
+@dataclass
+class Studio:
+    """A server as `atelier up` starts it: everything in one folder, every setting pointing there."""
+
+    folder: Path
+
+    @property
+    def endpoint(self) -> str:
+        return f"ipc://{self.folder}/run/client"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """`atelier` and `python` are those of this test."""
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
+        return plain | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{plain['PATH']}",
+            "ATELIER_RUNTIME_DIR": f"{self.folder}/run",
+            "ATELIER_DATA_DIR": f"{self.folder}/data",
+            "ATELIER_MODELS_DIR": str(ROOT / "models"),
+            "ATELIER_CLIENT_ENDPOINTS": self.endpoint,
+        }
+
+    def start(self, command: str, log: Path) -> "subprocess.Popen[bytes]":
+        """Its output goes to `log`."""
+        with log.open("wb") as out:
+            return subprocess.Popen(
+                shlex.split(command), cwd=self.folder, env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+
+def wait_for(text: str, log: Path, process: "subprocess.Popen[bytes]") -> None:
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def studio() -> Iterator[Studio]:
-    """`atelier up`, with everything it tells in up.log."""
     with tempfile.TemporaryDirectory(prefix="atl") as folder:
         here = Studio(Path(folder))
         log = here.folder / "up.log"
-        with log.open("w") as out:
-            server = here.start("up", "--device", "cpu", "--log-level", "debug", "--log-format", "json", stdout=out)
+        server = here.start("atelier up --device cpu --log-level debug --log-format json", log)
         try:
-            wait_for_line(log, "ready; try:", server)
+            wait_for("ready; try:", log, server)
             yield here
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(30)
 
 
-def endpoint(studio: Studio) -> str:
-    return f"ipc://{studio.folder}/run/client"
-
-
 def run(studio: Studio, command: list[str] | str) -> str:
-    """Its standard output. `atelier` and `python` are those of this environment."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Its standard output."""
     done = subprocess.run(
-        command, shell=isinstance(command, str), cwd=studio.folder, env=studio.environment | {"PATH": path},
+        command, shell=isinstance(command, str), cwd=studio.folder, env=studio.environment,
         capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -65,7 +96,7 @@ def assert_picture(path: Path) -> None:
 @pytest.mark.parametrize("code", PYTHON, ids=[f"block {number}" for number in range(1, len(PYTHON) + 1)])
 def test_python(studio: Studio, code: str) -> None:
     """Only the endpoint is another: the default port may be in use here."""
-    here = code.replace("Client()", f"Client({endpoint(studio)!r})")
+    here = code.replace("Client()", f"Client({studio.endpoint!r})")
     told = run(studio, [sys.executable, "-c", here])
     for name in re.findall(r'"(\w+\.png)"', code):
         assert_picture(studio.folder / name)
@@ -99,18 +130,16 @@ def test_a_worker_by_hand_and_a_request_that_is_followed(studio: Studio) -> None
     line = re.sub(r"ipc://\S+", f"ipc://{studio.folder}/run/workers", line).replace(
         "--models models", f"--models {ROOT}/models"
     )
-    _, *arguments = line.split()
     log = studio.folder / "second.log"
-    with log.open("w") as out:
-        worker = studio.start(*arguments, "--device", "cpu", "--log-level", "debug", stdout=out)
+    worker = studio.start(f"{line} --device cpu --log-level debug", log)
     try:
         logs = pages.section("docs/operations.md", "Logs")
         call = pages.blocks(logs, "python")[0]
-        with Client(endpoint(studio), timeout_s=40) as client:
+        with Client(studio.endpoint, timeout_s=40) as client:
             while "second" not in [known.worker_id for known in client.workers()]:
                 time.sleep(0.1)
             exec(call.replace('"poster-18"', '"poster-18", worker_id="second"'), {"client": client})
-        wait_for_line(log, '"ended"', worker)
+        wait_for('"ended"', log, worker)
         lines = [*(studio.folder / "up.log").read_text().splitlines(), *log.read_text().splitlines()]
         seen = [json.loads(line) for line in lines if "poster-18" in line]
     finally:
@@ -129,7 +158,7 @@ def test_javascript(studio: Studio) -> None:
         pytest.skip("its packages are not installed: npm install in examples/javascript")
     picture = studio.folder / "javascript.png"
     command = ["node", str(JAVASCRIPT / "generate.mjs"), "a red circle on a white background", str(picture)]
-    told = run(studio, [*command, endpoint(studio)])
+    told = run(studio, [*command, studio.endpoint])
     assert told.splitlines()[-1] == "step 20 of 20"
     assert_picture(picture)
 
