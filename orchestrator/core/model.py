@@ -157,6 +157,8 @@ class Job:
 
     def history(self) -> list[EventRecord]:
         """The events kept of this job, in order."""
+        if self.last_progress is None and self.last_preview is None:
+            return self.events
         last = [record for record in (self.last_progress, self.last_preview) if record is not None]
         return sorted([*self.events, *last], key=lambda record: record.seq)
 

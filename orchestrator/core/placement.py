@@ -60,6 +60,8 @@ class Placement:
         worker = self._core.fleet.best_worker(job.requirement, job.cost)
         if worker is not None:
             self._assign(worker, job)
+            if queue.line(job.requirement) is None:
+                del self._grown[job.requirement]  # it was the only one, as it is for most jobs of an idle fleet
             return
         del self._grown[job.requirement]
         if job.requirement.exclusive and job.requirement not in self._reserved:
