@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -241,19 +242,25 @@ with LocalServer(devices=["cpu"], models="/nowhere") as client:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_outlives_the_program(how: signal.Signals) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
-    )
-    assert program.stdout is not None
-    with program.stdout:
-        assert program.stdout.readline() == b"up\n"
-        children = psutil.Process(program.pid).children(recursive=True)
-        assert len(children) == 3  # the orchestrator, the worker and the worker's child
-        program.send_signal(how)
-        program.wait(20)
-        _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
+def test_no_process_outlives_the_program(how: signal.Signals) -> None:
+    with tempfile.TemporaryDirectory(prefix="atl") as folder:  # a killed program leaves its temporary files
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": folder},
+        )
+        assert program.stdout is not None
+        with program.stdout:
+            assert program.stdout.readline() == b"up\n"
+            children = psutil.Process(program.pid).children(recursive=True)
+            assert len(children) == 3  # the orchestrator, the worker and the worker's child
+            program.send_signal(how)
+            program.wait(20)
+            assert psutil.wait_procs(children, timeout=20)[1] == []
+        if how is signal.SIGINT:
+            assert list(Path(folder).iterdir()) == []
 
 
 def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
