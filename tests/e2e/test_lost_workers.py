@@ -74,14 +74,12 @@ def test_a_killed_child_is_replaced(server: House, worker: Worker) -> None:
 
 def test_a_killed_worker_is_replaced_by_another(server: House, worker: Worker) -> None:
     client, file = server.client(), server.file("worker")
-    jobs = [
-        client.submit("system.noop", {"echo": told(append=file), "sleep_ms": 800}, wait=wait, events=["state"])
-        for wait in (True, False)
-    ]
-    eventually(lambda: lines(file) == 1)
     server.start_worker("w2")
     server.wait_for_workers("w1", "w2")
-    eventually(lambda: lines(file) == 2)  # the second job runs on w2
+    jobs = [
+        client.submit("system.noop", {"echo": told(append=file), "sleep_ms": 600}, wait=wait) for wait in (True, False)
+    ]
+    eventually(lambda: lines(file) == 2)  # one on each
     worker.kill_all()
     results = [job.result(15) for job in jobs]
     assert sorted((result.attempt, result.worker_id) for result in results) == [(1, "w2"), (2, "w2")]

@@ -1,5 +1,6 @@
 """Models by name, on a real worker: nothing outside the model folder is read, and no pickle is taken."""
 
+import ast
 import io
 import json
 import pickle
@@ -144,6 +145,24 @@ def test_what_only_the_model_can_judge(client: Client) -> None:
     with pytest.raises(InvalidRequest):
         paint(client, model_id="demo", scheduler="no_such_scheduler")
     assert paint(client, model_id="demo", scheduler="euler").size == (64, 64)
+
+
+def test_no_code_of_ours_reads_pickles() -> None:
+    files = [
+        file for room in ("protocol", "orchestrator", "worker", "instructors") for file in (ROOT / room).rglob("*.py")
+    ]
+    assert len(files) > 50
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [node.attr] if isinstance(node, ast.Attribute) else []
+            words = {word for name in names for word in name.split(".")}
+            assert words.isdisjoint(
+                {"pickle", "dill", "cloudpickle", "shelve", "marshal", "recv_pyobj", "send_pyobj"}
+            ), file
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert called not in ("torch.load", "numpy.load", "np.load", "joblib.load", "eval", "exec"), file
 
 
 def test_the_worker_is_the_one_it_was(client: Client, house: House) -> None:

@@ -44,8 +44,8 @@ def test_held_jobs_are_adopted(server: House) -> None:
     client = server.client()
     files = [server.file(f"adopted-{number}") for number in range(3)]
     jobs = [
-        client.submit("system.noop", {"echo": told(append=file), "sleep_ms": 2500}, wait=wait, events=["state"])
-        for file, wait in zip(files, (True, False, True), strict=True)
+        client.submit("system.noop", {"echo": told(append=file), "sleep_ms": ms}, wait=wait, events=["state"])
+        for file, wait, ms in zip(files, (True, False, True), (2500, 400, 400), strict=True)
     ]
     eventually(lambda: client.stats().jobs.get("processing") == 3)
     time.sleep(WRITTEN_BEHIND_S)
