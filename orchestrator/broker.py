@@ -37,6 +37,7 @@ from protocol.schemas.base import validate
 
 TURN_MESSAGES_MAX = 256  # of one socket before the loop looks at the others
 FAREWELL_MS = 200  # between the last answer of a drain and the end
+SAME_SIGNAL_MS = 1000
 TENANT = "default"  # API keys come with the platform
 
 log = structlog.get_logger("orchestrator")
@@ -71,6 +72,7 @@ class Broker:
         self._next_alive_ms = self.started_ms
         self._stop = self._drained = False
         self._drain_until_ms: int | None = None
+        self._stop_from_ms = 0
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
@@ -100,11 +102,15 @@ class Broker:
             self._flush()
 
     def drain(self) -> None:
-        """Take no more work, let what runs end, then stop. A second call stops at once. From signal handlers too."""
-        if self._drain_until_ms is not None:
+        """Take no more work, let what runs end, then stop. A second call stops at once. From signal handlers too.
+
+        A service manager and a parent may both send the first signal: a second one within a second is the same.
+        """
+        now_ms = self.clock.now_ms()
+        if self._drain_until_ms is None:
+            self._drain_until_ms, self._stop_from_ms = now_ms + self.settings.drain_ms, now_ms + SAME_SIGNAL_MS
+        elif now_ms >= self._stop_from_ms:
             self._stop = True
-        else:
-            self._drain_until_ms = self.clock.now_ms() + self.settings.drain_ms
         self._wakeup.wake()
 
     def stop(self) -> None:

@@ -54,6 +54,7 @@ class Effects:
             c.AckHeartbeat: self._ack_heartbeat,
             c.TellDrain: self._tell_drain,
             c.Probe: self._probe,
+            c.AttemptLost: self._attempt_lost,
             c.Drained: lambda _: broker.all_drained(),
         }
 
@@ -172,6 +173,7 @@ class Effects:
 
     def _save_outcome(self, command: c.SaveOutcome) -> None:
         """First the result's attachments, then the rows that name them."""
+        _log_failure(command.job)
         job, outcome = command.job, command.job.outcome
         assert outcome is not None
         if not outcome.frames:
@@ -209,6 +211,7 @@ class Effects:
         self._broker.store.write(record_rows(command.job, command.record))
 
     def _audit(self, command: c.Audit) -> None:
+        _log_failure(command.job)
         if self._broker.store.queued_writes < UNAUDITED_MAX:
             self._broker.store.write(audit_rows(command.job))
 
@@ -299,9 +302,28 @@ class Effects:
 
         self._broker.workers.post(command.peer, header, failed=failed)
 
+    def _attempt_lost(self, command: c.AttemptLost) -> None:
+        job, worker_id = command.job, command.worker_id
+        log.warning(
+            "attempt lost", request_id=job.request_id, job_id=job.job_id, attempt=command.attempt, worker_id=worker_id
+        )
+
     def _tell(self, peer: Any, header: dict[str, Any]) -> None:
         """To a worker that may be gone: its lease, and what it says next, set things right."""
         self._broker.workers.post(peer, header)
+
+
+def _log_failure(job: Job) -> None:
+    if job.outcome is not None and job.outcome.status is Status.FAILED and job.outcome.error is not None:
+        code, worker_id = job.outcome.error["code"], job.outcome.worker_id
+        log.warning(
+            "job failed",
+            request_id=job.request_id,
+            job_id=job.job_id,
+            attempt=job.attempt,
+            code=code,
+            worker_id=worker_id,
+        )
 
 
 def _disk_fault() -> Fault:

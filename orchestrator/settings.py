@@ -38,6 +38,12 @@ def _bindable(endpoints: list[str]) -> list[str]:
     return endpoints
 
 
+def _sqlite(url: str) -> str:
+    if not url.startswith("sqlite:///") or url == "sqlite:///":
+        raise ValueError("only SQLite files are supported: sqlite:///<path>")
+    return url
+
+
 def _folder(path: Path) -> Path:
     return path.expanduser().absolute()
 
@@ -78,7 +84,9 @@ class Settings(BaseSettings):
     """Sockets; mode 0700. Default: $XDG_RUNTIME_DIR/atelier, else /tmp/atelier-<uid>."""
     data_dir: Folder = Path("~/.local/share/atelier")
     """Database and artifacts; mode 0700."""
-    database_url: str = Field(default_factory=lambda values: f"sqlite:///{values['data_dir']}/atelier.db")
+    database_url: Annotated[str, AfterValidator(_sqlite)] = Field(
+        default_factory=lambda values: f"sqlite:///{values['data_dir']}/atelier.db"
+    )
     """Where jobs and sessions are kept: sqlite:///<path>. Default: atelier.db in data_dir."""
     models_dir: Folder = Field(default_factory=_default_models_dir)
     """The models that local workers serve. Default: ./models if it exists, else models in data_dir."""

@@ -107,8 +107,6 @@ class WorkerPlane:
             frames=frames,
             nbytes=sum(entry["nbytes"] for entry in attachments),
         )
-        if code is not None and code is not ErrorCode.CANCELLED:
-            log.info("a job failed on a worker", job_id=result.job_id, attempt=result.attempt, code=code.value)
         return e.WorkerResult(peer, result.job_id, result.attempt, outcome, code, result.load_ms, result.running_ms)
 
 

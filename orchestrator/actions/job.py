@@ -136,14 +136,13 @@ def _replay(broker: "Broker", ask: Ask, record: JobRecord) -> None:
             broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
             return
         rows = completion.value
-        oldest_seq = rows[0].seq if rows else ask.data.after_seq + 1
-        broker.answer(ask, {"oldest_seq": oldest_seq, "status": record.row.status})
+        broker.answer(ask, {"oldest_seq": rows[0].seq if rows else 1, "status": record.row.status})
         for row in rows:
-            event = EventRecord(row.seq, row.at_ms, EventName(row.event), unpack(row.data))
-            broker.send_client(ask.connection, replies.event(ask.request_id, row.job_id, event))
+            if row.seq > ask.data.after_seq or row is rows[-1]:  # the end is always told
+                event = EventRecord(row.seq, row.at_ms, EventName(row.event), unpack(row.data))
+                broker.send_client(ask.connection, replies.event(ask.request_id, row.job_id, event))
 
-    query = queries.events_of(ask.tenant, record.row.job_id, ask.data.after_seq)
-    broker.store.read(query, broker.expect(read))
+    broker.store.read(queries.events_of(ask.tenant, record.row.job_id), broker.expect(read))
 
 
 def _live_info(job: Job) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import zmq
 from orchestrator.cli.common import in_units
 from orchestrator.cli.doctor import Check, Finding, Level
 from orchestrator.client import Client, ServerUnreachable
+from orchestrator.client.errors import WORKER_EXTRA
 from orchestrator.settings import Settings
 from protocol.errors import AtelierError
 from protocol.sockets import make_socket
@@ -35,7 +36,7 @@ def installed() -> Iterator[Finding]:
     base, extra = _requirements()
     yield Finding("ok", "atelier", f"{metadata.version('atelier')}, libzmq {zmq.zmq_version()}")
     yield from _packages("base install", base, "problem", "pip install atelier")
-    yield from _packages("worker extra", extra, "note", 'To run workers here: pip install "atelier[worker]"')
+    yield from _packages("worker extra", extra, "note", f"To run workers here: {WORKER_EXTRA}")
     yield from torchvision()
 
 

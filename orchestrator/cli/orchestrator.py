@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy.exc import DBAPIError
 from zmq import ZMQError
 
 from orchestrator.cli.group import FAILED, end
@@ -30,3 +31,5 @@ def orchestrator(exit_with_stdin: bool, config: Path | None, **given: Any) -> No
         end(f"A socket cannot be used: {error.strerror}. `atelier doctor` tells which.", FAILED)
     except (StoreInUse, StoreTooNew) as error:
         end(str(error), FAILED)
+    except DBAPIError as error:
+        end(f"The database cannot be used: {error.orig}.", FAILED)

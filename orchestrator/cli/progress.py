@@ -56,11 +56,11 @@ class Display:
 
     def _advance(self, event: "JobEvent") -> None:
         step, steps = int(event.data.get("step", 0)), int(event.data.get("steps", 0))
-        image, images = int(event.data.get("image", 1)), int(event.data.get("images", 1))
+        image, images = int(event.data.get("image", 0)), int(event.data.get("images", 1))
         eta_ms = event.data.get("eta_ms")
-        which = f"picture {image}/{images}, " if images > 1 else ""
+        which = f"picture {image + 1}/{images}, " if images > 1 else ""
         left = "" if eta_ms is None else f", {clock(eta_ms / 1000)} left"
-        done = (image - 1) * steps + step
+        done = image * steps + step
         state = f"{which}step {step}/{steps}{left}"
         self._progress.update(self._task, completed=done, total=images * steps, state=state)
 

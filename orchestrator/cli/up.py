@@ -49,6 +49,7 @@ def up(devices: tuple[str, ...], slots: int, config: Path | None, **given: Any) 
         devices or local_devices(),
         settings.models_dir,
         slots,
+        log_level=settings.log_level,
     )
     signals = Signals()
     try:

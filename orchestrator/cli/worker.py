@@ -3,6 +3,7 @@
 import click
 
 from orchestrator.cli.group import FAILED, end
+from orchestrator.client.errors import WORKER_EXTRA
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
@@ -12,5 +13,5 @@ def worker(arguments: tuple[str, ...]) -> None:
     try:
         from worker.main import main
     except ImportError as error:
-        end(f'Workers need what is not installed here ({error.name}): pip install "atelier[worker]"', FAILED)
+        end(f"Workers need what is not installed here ({error.name}): {WORKER_EXTRA}", FAILED)
     raise click.exceptions.Exit(main(list(arguments)))

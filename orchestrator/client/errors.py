@@ -1,5 +1,8 @@
 """What can go wrong on the client's side alone. Everything a server says is a class of `protocol.errors`."""
 
+WORKER_EXTRA = 'pip install ".[worker]" in Atelier\'s folder'
+IMAGES_EXTRA = 'pip install ".[images]" in Atelier\'s folder'
+
 
 class ServerUnreachable(ConnectionError):
     """No server answered at the endpoint for the whole connect timeout."""

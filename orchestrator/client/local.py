@@ -7,12 +7,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.client.errors import ServerUnreachable
+from orchestrator.client.errors import WORKER_EXTRA, ServerUnreachable
 from orchestrator.client.sync import Client
 
 READY_S = 120.0  # a worker imports its libraries first, which takes long on a cold disk
@@ -41,6 +42,7 @@ class LocalStack:
         slots: int = 1,
         log_dir: Path | None = None,
         worker_grace_s: float = 20.0,
+        log_level: str = "info",
     ) -> None:
         """`arguments`: of `atelier orchestrator`. `devices`: default all. `log_dir`: default our own stderr."""
         self._command = [sys.executable, "-m", "orchestrator", *arguments, "--exit-with-stdin"]
@@ -49,12 +51,16 @@ class LocalStack:
         self._started_at = 0.0
         self.ready = False  # to be set once it has answered: from then on it is started again when it falls
         self.orchestrator: subprocess.Popen[bytes] | None = None
-        try:
+        with needs_worker_extra():
             from worker.launcher import LocalLauncher
-        except ImportError as error:
-            raise ImportError(f'Workers need {error.name}, not installed here: pip install "atelier[worker]"') from None
         self.launcher = LocalLauncher(
-            worker_endpoint, devices or local_devices(), models, slots, log_dir, grace_s=worker_grace_s
+            worker_endpoint,
+            devices or local_devices(),
+            models,
+            slots,
+            log_dir,
+            extra_args=("--log-level", log_level),
+            grace_s=worker_grace_s,
         )
 
     def start(self) -> None:
@@ -210,10 +216,19 @@ class LocalServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+@contextmanager
+def needs_worker_extra() -> Iterator[None]:
+    """Around an import that the base install cannot do."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"Workers need {error.name}, not installed here: {WORKER_EXTRA}") from None
+
+
 def local_devices() -> list[str]:
     """Every GPU that the installed torch can use, else the CPU."""
-    from worker.hardware import count_gpus
-
+    with needs_worker_extra():
+        from worker.hardware import count_gpus
     try:
         cpu_only = metadata.version("torch").endswith("+cpu")
     except metadata.PackageNotFoundError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.client.errors import IMAGES_EXTRA
 from protocol.errors import MalformedMessage, PayloadTooLarge
 from protocol.messages import Attachment, Response, Timing
 from protocol.recipe import PIXELS_MAX
@@ -54,7 +55,7 @@ class Image:
         try:
             from PIL import Image as PillowImage
         except ImportError:
-            raise ImportError('Pictures as PIL objects need Pillow: pip install "atelier[images]"') from None
+            raise ImportError(f"Pictures as PIL objects need Pillow: {IMAGES_EXTRA}") from None
         image = PillowImage.open(io.BytesIO(self.content), formats=FORMATS)
         if image.width * image.height > PIXELS_MAX:  # a few KB can claim gigabytes; ask before decoding
             raise PayloadTooLarge(f"The picture has {image.width} x {image.height} pixels.")

@@ -100,7 +100,8 @@ class Askers:
         data = {"oldest_seq": oldest, "status": job.status.value}
         self._core.commands.append(c.Reply(event.connection, event.request_id, data, job))
         for record in history:
-            if record.seq > event.after_seq:
+            ends_it = record is history[-1] and job.state in TERMINAL  # always sent, or the asker would wait for it
+            if record.seq > event.after_seq or ends_it:
                 self._core.commands.append(c.Emit(event.connection, event.request_id, job.job_id, record))
         if job.state not in TERMINAL:
             self.attach(job, Asker(event.connection, event.request_id, AskerKind.STREAM, ALL_EVENTS))

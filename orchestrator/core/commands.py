@@ -150,6 +150,15 @@ class Probe:
 
 
 @dataclass(slots=True)
+class AttemptLost:
+    """To be told to the operator: a worker vanished with this attempt."""
+
+    job: Job
+    attempt: int
+    worker_id: str
+
+
+@dataclass(slots=True)
 class Drained:
     """Nothing runs any more; the process may end."""
 
@@ -174,5 +183,6 @@ Command = (
     | AckHeartbeat
     | TellDrain
     | Probe
+    | AttemptLost
     | Drained
 )

@@ -163,6 +163,7 @@ class Workers:
     def _attempt_lost(self, worker_id: str, job_id: str, slot: Slot) -> None:
         job = self._core.jobs.get(job_id)
         if job is not None and self._holds(worker_id, job, slot.attempt):
+            self._core.commands.append(c.AttemptLost(job, slot.attempt, worker_id))
             self._core.lifecycle.lost(job)
 
     # --- jobs -------------------------------------------------------------------------------------------------

@@ -22,11 +22,14 @@ class Lab:
         self.core = Core(CoreSettings(**settings))
         self.now_ms = 1_000_000
         self.commands: list[c.Command] = []  # of the last event
+        self.lost: list[str] = []  # what was told to the operator alone
 
     def feed(self, event: e.Event) -> list[str]:
         self.commands = self.core.handle(self.now_ms, event)
         validate(self.core)
-        return [brief(command) for command in self.commands]
+        told = [command for command in self.commands if not isinstance(command, c.AttemptLost)]
+        self.lost += [brief(command) for command in self.commands if isinstance(command, c.AttemptLost)]
+        return [brief(command) for command in told]
 
     def wait(self, span_ms: int) -> list[str]:
         """Time passes, and the core is woken whenever it wants to be."""
@@ -144,6 +147,8 @@ def brief(command: c.Command) -> str:
             return f"ack {peer} {job_id}/{attempt}"
         case c.RefuseWorker(peer, fault):
             return f"refuse {peer} {fault.code.value}"
+        case c.AttemptLost(job, attempt, worker_id):
+            return f"lost {worker_id} {job.job_id}/{attempt}"
         case c.Drained():
             return "drained"
         case _:

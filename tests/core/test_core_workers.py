@@ -37,6 +37,7 @@ def test_a_silent_worker_is_lost_and_its_job_runs_again_after_a_back_off() -> No
     assert lab.job(1).state is JobState.PROCESSING
     lab.wait(1)
     assert (lab.job(1).state, lab.job(1).losses) == (JobState.BACKOFF, 1)
+    assert lab.lost == ["lost w j1/1"]
     assert not lab.core.fleet.by_id
     assert lab.hello("v") == ["welcome v"]
     assert lab.wait(500) == ["assign v j1/2"]

@@ -122,7 +122,7 @@ class Shell:
                 self._world.ledger.emitted(command)
             case c.SaveJob() | c.SaveOutcome() | c.Record() | c.SaveSession():
                 self._write(command)
-            case c.Audit():
+            case c.Audit() | c.AttemptLost():
                 pass
             case c.Drained():
                 self._world.at(0, self._stop, self.epoch)
