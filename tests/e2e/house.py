@@ -37,13 +37,14 @@ open_houses: list["House"] = []  # for the report of a failed test
 
 
 class Process:
-    """One process, its log in a file. It ends with `close`, whatever state it is in."""
+    """One process, its log in a file. It ends with `close`, whatever state it is in; those that watch their standard
+    input end with the test run, too, however that ends."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str], cwd: Path = ROOT) -> None:
         self.log_file = log
         with log.open("ab") as stream:
             self.popen = subprocess.Popen(
-                command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                command, cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=stream, stderr=stream,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -65,15 +66,19 @@ class Process:
     def kill(self) -> None:
         """As `kill -9` does."""
         self.popen.kill()
-        self.popen.wait()
+        self.wait()
 
     def wait(self, timeout_s: float = 20.0) -> int:
-        return self.popen.wait(timeout_s)
+        """The exit code."""
+        code = self.popen.wait(timeout_s)
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
+        return code
 
     def close(self) -> None:
         if self.alive:
             self.popen.kill()
-        self.popen.wait()
+        self.wait()
 
 
 class Worker(Process):
@@ -171,7 +176,7 @@ class House:
     def start_orchestrator(self, *, ready: bool = True, **settings: Any) -> Process:
         """Start it (again); with `ready`, wait until it answers."""
         environment = self.environment(**settings)
-        command = [sys.executable, "-m", "orchestrator"]
+        command = [sys.executable, "-m", "orchestrator", "--exit-with-stdin"]
         self.orchestrator = Process(command, self.folder / "orchestrator.log", environment)
         if ready:
             with Client(self.endpoint, connect_timeout_s=START_S) as client:
@@ -180,7 +185,7 @@ class House:
 
     def start_worker(self, name: str, *arguments: str) -> Worker:
         command = [sys.executable, "-m", "worker", "--connect", self.worker_endpoint, "--device", "cpu"]
-        command += ["--name", name, "--instructors", "tests.e2e.actions", *arguments]
+        command += ["--name", name, "--instructors", "tests.e2e.actions", "--death-pipe", *arguments]
         worker = Worker(name, command, self.folder / f"{name}.log", self.environment())
         self.workers.append(worker)
         return worker
