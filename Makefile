@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## set everything up and generate a picture with the shipped model
-	@$(BIN)/atelier generate "a red circle on a white background" --local --seed 7 -o demo.png
+	@$(BIN)/atelier generate "a red circle on a white background" --local --guidance 4 --seed 7 -o demo.png
 
 test: $(READY)  ## set everything up and run the tests
 	$(BIN)/python -m pytest
@@ -51,7 +51,7 @@ bench-store: $(READY)  ## accepted jobs per second, beside raw SQLite
 evaluate-demo-model: $(READY)  ## 100 fresh prompts: how often are colours and shapes right?
 	$(BIN)/python -m scripts.demo_model.evaluate
 
-train-demo-model: $(READY)  ## train the demo model anew (hours on a CPU)
+train-demo-model: $(READY)  ## train the demo model anew (about 1.5 hours on two cores)
 	$(BIN)/python -m scripts.demo_model.train
 
 docs: $(READY)  ## generate the tables of the spec and the state diagram anew

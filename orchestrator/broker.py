@@ -61,7 +61,7 @@ class Broker:
         outbox = settings.outbox_bytes_max
         self.clients = Port(self._context, settings.client_endpoints, self.limits, outbox)
         self.workers = Port(self._context, settings.worker_endpoints, self.limits, outbox)
-        self._intake = Intake(self)
+        self.intake = Intake(self)
         self._workerplane = WorkerPlane(self)
         self._effects = Effects(self)
         self._tokens = itertools.count()
@@ -79,6 +79,8 @@ class Broker:
     def restore(self) -> None:
         """Take in what the store remembers. Before `run`."""
         recovered = self.store.load()
+        for key in recovered.requests:
+            self.intake.remember(key)
         jobs, sessions = jobs_of(recovered), [session_of(row) for row in recovered.sessions]
         self.feed(e.Restore(jobs, sessions))
         if jobs:
@@ -223,7 +225,7 @@ class Broker:
             check_attachments(header, [len(frame) for frame in received.frames], self.limits)
             action = find_action(request.action)
             if action.answered_by == "worker":
-                self._intake.submit(connection, TENANT, request, action, received.frames)
+                self.intake.submit(connection, TENANT, request, action, received.frames)
             else:
                 ask = Ask(connection, TENANT, request, validate(action.data, request.data), received.frames)
                 data = HANDLERS[action.name](self, ask)

@@ -10,12 +10,12 @@ from orchestrator.core import commands as c
 from orchestrator.core import events as e
 from orchestrator.core.model import Asker, EventRecord, Fault, Job, Peer
 from orchestrator.core.states import JobState
-from orchestrator.intake import disk_error
 from orchestrator.payload import Payload
 from orchestrator.persistence import audit_rows, job_rows, outcome_rows, record_rows, session_row
 from orchestrator.ports import Sent
 from orchestrator.store import Duplicate, queries
 from orchestrator.store.writer import Completion
+from orchestrator.stored import disk_error
 from protocol.codec import unpack
 from protocol.enums import ErrorCode, EventName, Status
 from protocol.ids import new_id
@@ -126,6 +126,7 @@ class Effects:
                 log.error("an accepted job could not be written", job_id=job.job_id, error=str(completion.error))
                 self._not_saved(job, _disk_fault())
             else:
+                self._broker.intake.remember(job.key)
                 self._broker.feed(e.Saved(job.job_id))
 
         self._broker.store.write(job_rows(job), self._broker.expect(saved))

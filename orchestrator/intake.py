@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.core import events as e
 from orchestrator.payload import Payload, cost_of, requirement_of
 from orchestrator.ports import Connection
+from orchestrator.store import queries
 from orchestrator.store.writer import Completion
+from orchestrator.stored import disk_error, send_result
 from protocol.codec import Buffer, fingerprint
-from protocol.errors import AtelierError, InvalidRequest, QueueFull, Unavailable
+from protocol.errors import InvalidRequest, QueueFull, RequestConflict, Unavailable
 from protocol.ids import new_id
 from protocol.limits import ARTIFACT_INLINE_BYTES, PRIORITY_DEFAULT
 from protocol.messages import Request
@@ -23,6 +25,7 @@ from protocol.schemas.inference import scheduler_key
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
+REMEMBERED_MAX = 1_000_000  # requests of durable jobs
 UNSAVED_MAX = 20_000  # groups of rows on their way to the disk, before durable jobs are refused
 
 
@@ -30,6 +33,7 @@ class Intake:
     def __init__(self, broker: "Broker") -> None:
         self._broker = broker
         self._preparing_nbytes = 0
+        self._on_disk: dict[tuple[str, str], None] = {}  # requests of durable jobs
 
     def submit(self, connection: Connection, tenant: str, request: Request, action: Action, frames: list[Any]) -> None:
         """Take in one request for work. Raises AtelierError where it is refused."""
@@ -117,11 +121,33 @@ class Intake:
     def _hand_over(self, event: e.Submit, request: Request, payload: Payload, digests: list[bytes]) -> None:
         payload.digests = digests
         event.fingerprint = fingerprint(request.action, request.session_id, request.data, payload.attachments, digests)
+        key = (event.tenant, event.request_id)
+        if not event.durable and key in self._on_disk and key not in self._broker.core.jobs_by_request:
+            self._answer_from_disk(event)
+            return
         self._broker.feed(event)
         if payload.artifact_ids and event.job_id not in self._broker.core.jobs:
             self._broker.artifacts.delete(payload.artifact_ids)  # refused, or the same request once more
 
+    def remember(self, key: tuple[str, str]) -> None:
+        """The (tenant, request_id) of a durable job; the oldest is forgotten when there are too many."""
+        self._on_disk[key] = None
+        if len(self._on_disk) > REMEMBERED_MAX:
+            del self._on_disk[next(iter(self._on_disk))]
 
-def disk_error(error: Exception) -> AtelierError:
-    """What a client hears of a failing disk: a code, never the cause."""
-    return error if isinstance(error, AtelierError) else Unavailable("The server's disk fails at present.")
+    def _answer_from_disk(self, event: e.Submit) -> None:
+        """Now with `wait: true`, a request whose accepted job has ended, and which the core has forgotten."""
+        connection, request_id = event.connection, event.request_id
+
+        def found(completion: Completion) -> None:
+            record = completion.value
+            if completion.error is not None:
+                self._broker.reject(connection, request_id, disk_error(completion.error))
+            elif record is None or record.result is None:  # past its retention, or live again meanwhile
+                self._broker.feed(event)
+            elif record.row.fingerprint != event.fingerprint:
+                self._broker.reject(connection, request_id, RequestConflict(details={"job_id": record.row.job_id}))
+            else:
+                send_result(self._broker, connection, request_id, record)
+
+        self._broker.store.read(queries.job_by_request(event.tenant, request_id), self._broker.expect(found))

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import replies
 from orchestrator.actions.ask import Ask
 from orchestrator.clock import rfc3339
-from orchestrator.intake import disk_error
 from orchestrator.store import ArtifactRow, queries
 from orchestrator.store.writer import Completion
+from orchestrator.stored import disk_error
 from protocol.errors import InvalidRequest, NotFound
 from protocol.ids import new_id
 

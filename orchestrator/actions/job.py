@@ -8,9 +8,9 @@ from orchestrator.actions.ask import Ask
 from orchestrator.clock import rfc3339
 from orchestrator.core import events as e
 from orchestrator.core.model import EventRecord, Job
-from orchestrator.intake import disk_error
 from orchestrator.store import JobRecord, JobSummary, queries
 from orchestrator.store.writer import Completion
+from orchestrator.stored import disk_error, send_result
 from protocol.codec import unpack
 from protocol.enums import EventName, Status
 from protocol.errors import NotFound
@@ -69,7 +69,7 @@ def result(broker: "Broker", ask: Ask) -> None:
         probed = not ask.connection.is_req
         broker.feed(e.AskResult(ask.data.job_id, ask.connection, ask.request_id, ask.data.wait_ms, probed))
         return
-    _from_store(broker, ask, lambda record: _send_result(broker, ask, record))
+    _from_store(broker, ask, lambda record: send_result(broker, ask.connection, ask.request_id, record))
 
 
 def events(broker: "Broker", ask: Ask) -> None:
@@ -89,43 +89,6 @@ def _from_store(broker: "Broker", ask: Ask, found: Callable[[JobRecord], None]) 
             found(completion.value)
 
     broker.store.read(queries.job_by_id(ask.tenant, ask.data.job_id), broker.expect(read))
-
-
-def _send_result(broker: "Broker", ask: Ask, record: JobRecord) -> None:
-    """The response the job had, from disk. A job that lived in memory left its summary only."""
-    if record.result is None:
-        broker.reject(ask.connection, ask.request_id, NotFound("The result of this job is no longer kept."))
-        return
-    header, artifact_ids = _stored_response(ask.request_id, record)
-    if not artifact_ids:
-        broker.send_client(ask.connection, header)
-        return
-
-    def read(completion: Completion) -> None:
-        if completion.error is not None:
-            broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
-        else:
-            broker.send_client(ask.connection, header, completion.value)
-
-    broker.artifacts.get(artifact_ids, broker.expect(read))
-
-
-def _stored_response(request_id: str, record: JobRecord) -> tuple[dict[str, Any], list[str]]:
-    result, stored = unpack(record.result or b""), unpack(record.result_attachments or b"\x90")
-    header = replies.response(
-        request_id,
-        success=record.row.status == Status.COMPLETED.value,
-        job_id=record.row.job_id,
-        status=record.row.status,
-        data=result["data"],
-        error=result["error"],
-        timing=result["timing"],
-        worker_id=result["worker_id"],
-        device_id=result["device_id"],
-        attachments=[{"media_type": entry["media_type"], "nbytes": entry["nbytes"]} for entry in stored],
-    )
-    header["session_id"], header["attempt"] = record.row.session_id, result["attempt"]
-    return header, [entry["artifact_id"] for entry in stored]
 
 
 def _replay(broker: "Broker", ask: Ask, record: JobRecord) -> None:

@@ -6,10 +6,10 @@ from orchestrator.actions.ask import Ask
 from orchestrator.clock import rfc3339
 from orchestrator.core import events as e
 from orchestrator.core.model import Session
-from orchestrator.intake import disk_error
 from orchestrator.persistence import session_of
 from orchestrator.store import queries
 from orchestrator.store.writer import Completion
+from orchestrator.stored import disk_error
 from protocol.enums import Status
 from protocol.errors import InvalidRequest, NotFound, QueueFull
 from protocol.ids import new_id

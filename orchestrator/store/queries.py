@@ -108,11 +108,13 @@ def recovered(connection: Connection) -> Recovered:
     rows = connection.execute(select(*_job_columns).where(live).order_by(jobs.c.created_ms, jobs.c.job_id))
     of_live = tuple_(job_events.c.tenant, job_events.c.job_id).in_(select(jobs.c.tenant, jobs.c.job_id).where(live))
     last = select(job_events.c.job_id, func.max(job_events.c.seq)).where(of_live).group_by(job_events.c.job_id)
+    requests = select(jobs.c.tenant, jobs.c.request_id).where(jobs.c.durable)
     active = select(*_session_columns).where(sessions.c.status == ACTIVE)
     active = active.order_by(sessions.c.created_ms, sessions.c.session_id)
     return Recovered(
         jobs=[JobRow(*row) for row in rows],
         sessions=[SessionRow(*row) for row in connection.execute(active)],
+        requests=[(tenant, request_id) for tenant, request_id in connection.execute(requests)],
         max_seq=dict(iter(connection.execute(last))),
     )
 

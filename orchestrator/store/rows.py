@@ -153,4 +153,5 @@ class Recovered(NamedTuple):
 
     jobs: list[JobRow]  # durable and not ended, oldest first
     sessions: list[SessionRow]  # active ones, oldest first
+    requests: list[tuple[str, str]]  # (tenant, request_id) of all durable jobs
     max_seq: dict[str, int]  # job_id -> the highest seq on disk, for the jobs above that have events

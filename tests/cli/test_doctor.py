@@ -74,7 +74,7 @@ metadata.version = without
     code, found = findings(studio, PYTHONPATH=f"{tmp_path}:{studio.environment['PYTHONPATH']}")
     assert code == 0, texts(found, "problem")
     assert "torch, diffusers" in texts(found, "note")
-    assert 'pip install "atelier[worker]"' in texts(found, "note")
+    assert 'pip install ".[worker]"' in texts(found, "note")
 
 
 def test_what_is_wrong_is_a_problem_with_its_remedy(studio: Studio) -> None:

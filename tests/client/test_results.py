@@ -85,4 +85,4 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert "atelier[images]" in done.stdout, done.stderr
+    assert 'pip install ".[images]"' in done.stdout, done.stderr

@@ -1,5 +1,7 @@
 """The same request twice is one job: one execution, and an answer for everyone who asked."""
 
+import time
+
 import pytest
 
 from orchestrator.client import Client
@@ -58,3 +60,23 @@ def test_a_waiting_job_cannot_become_an_accepted_one(client: Client) -> None:
     client.run("system.noop", {"echo": 1}, request_id=request_id)
     with pytest.raises(RequestConflict):
         client.submit("system.noop", {"echo": 1}, wait=False, request_id=request_id)
+
+
+def test_waiting_for_a_job_that_only_the_disk_remembers() -> None:
+    """Accepted, done and forgotten: the same request with `wait: true` gets its result, also after a restart."""
+    with House(result_keep_ms=100) as house:
+        house.start_orchestrator()
+        house.start_worker("w")
+        client, request_id, file = house.client(), new_id(), house.file("forgotten")
+        data = {"echo": told(append=file)}
+        accepted = client.submit("system.noop", data, wait=False, request_id=request_id)
+        accepted.result(20)
+        time.sleep(0.5)
+        assert client.run("system.noop", data, request_id=request_id).job_id == accepted.job_id
+        with pytest.raises(RequestConflict):
+            client.run("system.noop", {"echo": 2}, request_id=request_id)
+        assert house.orchestrator is not None
+        house.orchestrator.kill()
+        house.start_orchestrator()
+        assert house.client().run("system.noop", data, request_id=request_id).job_id == accepted.job_id
+        assert lines(file) == 1

@@ -271,7 +271,8 @@ def test_queries_use_an_index(harness: Harness, query: Callable, index: str) -> 
             if text.startswith(("SELECT", "DELETE", "UPDATE")):
                 plans.extend(row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {text}"))
     assert any(index in plan for plan in plans), plans
-    assert not [plan for plan in plans if plan.startswith(("SCAN jobs", "SCAN job_events"))], plans
+    scans = [plan for plan in plans if plan.startswith(("SCAN jobs", "SCAN job_events"))]
+    assert not [plan for plan in scans if "INDEX jobs_request" not in plan], plans  # all requests are read, at start
     if query is not queries.recovered:  # it sorts, once at start
         assert not [plan for plan in plans if "FOR ORDER BY" in plan], plans
 
