@@ -72,9 +72,10 @@ class Intake:
         session = self._broker.core.session(tenant, request.session_id) if request.session_id else None
         if session is not None and session.defaults:
             data = {**{key: value for key, value in session.defaults.items() if key in fields}, **data}
-        default_model_id = self._broker.default_model_id()
-        if "model_id" in fields and data.get("model_id") is None and default_model_id is not None:
-            data = {**data, "model_id": default_model_id}
+        if "model_id" in fields and data.get("model_id") is None:
+            default_model_id = self._broker.default_model_id()
+            if default_model_id is not None:
+                data = {**data, "model_id": default_model_id}
         priority = request.priority
         if priority is None:
             priority = session.priority if session is not None else None

@@ -15,6 +15,9 @@ from protocol.enums import EventName, Status
 SEQ_GAP = 10_000  # above the highest stored seq: events that never reached the disk have been sent under these
 
 
+NO_DATA, NO_ATTACHMENTS = pack({}), pack([])
+
+
 def stored_attachments(attachments: list[dict[str, Any]], artifact_ids: Sequence[str]) -> bytes:
     return pack([{**entry, "artifact_id": name} for entry, name in zip(attachments, artifact_ids, strict=True)])
 
@@ -26,8 +29,9 @@ def job_rows(job: Job) -> list[Row]:
 
 
 def _job_row(job: Job, payload: Payload | None) -> JobRow:
-    data = payload.data if payload else {}
-    attachments = stored_attachments(payload.attachments, payload.artifact_ids) if payload else pack([])
+    data, attachments = NO_DATA, NO_ATTACHMENTS
+    if payload is not None:
+        data, attachments = pack(payload.data), stored_attachments(payload.attachments, payload.artifact_ids)
     return JobRow(
         job_id=job.job_id,
         tenant=job.tenant,
@@ -48,7 +52,7 @@ def _job_row(job: Job, payload: Payload | None) -> JobRow:
         device_pin=job.requirement.device_pin,
         worker_id=job.worker_id,
         traceparent=job.traceparent,
-        data=pack(data),
+        data=data,
         attachments=attachments,
         finished_ms=job.finished_ms,
     )

@@ -52,7 +52,8 @@ class Lifecycle:
             self._accepting += 1
             self._core.commands.append(c.SaveJob(job))
         else:
-            self._ready(job)
+            self.record(job, EventName.STATE, self._state_data(job))
+            self._core.placement.place(job)
 
     def _attach_again(self, job: Job, event: e.Submit) -> None:
         """The same request once more: the same job, an answer of its own."""
@@ -166,7 +167,8 @@ class Lifecycle:
                 asker.kind = AskerKind.STREAM
                 if not asker.events:
                     self._core.askers.detach(job, asker)
-        self._ready(job)
+        self.record(job, EventName.STATE, self._state_data(job))
+        self._core.placement.queue(job)
         if job.ends_when_saved is not None:
             self._end(job, job.ends_when_saved)
 
@@ -196,10 +198,6 @@ class Lifecycle:
         measured = self._core.estimates.measured(job.cost)
         ends_ms = 0 if job.state in TERMINAL else start_ms + job.estimate_ms
         self._core.commands.append(c.Accepted(connection, request_id, job, start_ms, ends_ms, measured))
-
-    def _ready(self, job: Job) -> None:
-        self.record(job, EventName.STATE, self._state_data(job))
-        self._core.placement.queue(job)
 
     def restore(self, event: e.Restore) -> None:
         """Go on where the last run ended: the queue in order; what was processing waits for its worker to say so.
@@ -281,7 +279,8 @@ class Lifecycle:
     def _end(self, job: Job, outcome: Outcome) -> None:
         self._core.queue.remove(job)
         for timer in (job.deadline_timer, job.queue_timer, job.run_timer, job.retry_timer, job.grace_timer):
-            self._core.timers.cancel(timer)
+            if timer is not None:
+                self._core.timers.cancel(timer)
         outcome.worker_id = outcome.worker_id or job.worker_id
         job.outcome, job.finished_ms = outcome, self._core.now_ms
         if job.durable:

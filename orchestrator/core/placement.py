@@ -25,6 +25,17 @@ class Placement:
         self._freed: dict[str, Worker] = {}
         self._reserved: dict[Requirement, Worker] = {}
 
+    def place(self, job: Job) -> None:
+        """A new job goes straight to a free worker if nothing else is to be placed: the queue costs time, too."""
+        idle = not (self._grown or self._freed or self._reserved or self._core.draining)
+        if idle and self._core.queue.line(job.requirement) is None:
+            worker = self._core.fleet.best_worker(job.requirement, job.cost)
+            if worker is not None:
+                self._core.queue.pass_turn(job.tenant)
+                self._give(worker, job)
+                return
+        self.queue(job)
+
     def queue(self, job: Job, *, first: bool = False) -> None:
         """Put a job into the queue."""
         if self._core.draining:
@@ -120,6 +131,9 @@ class Placement:
 
     def _assign(self, worker: Worker, job: Job) -> None:
         self._core.queue.serve(job)
+        self._give(worker, job)
+
+    def _give(self, worker: Worker, job: Job) -> None:
         self._core.lifecycle.begin_attempt(job, worker.worker_id)
         self._core.fleet.occupy(worker, job, job.attempt, self._core.now_ms)
         self._core.commands.append(c.Assign(worker.peer, job, job.attempt))

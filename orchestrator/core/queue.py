@@ -150,9 +150,14 @@ class Queue:
         """Take a job out because a worker gets it: its tenant goes to the end of the ring."""
         line = self._lines[job.requirement.worker_pin][job.requirement]
         line.rings[job.priority].pass_turn(job.tenant)
-        self._served += 1
-        self._turns[job.tenant] = self._served
+        self.pass_turn(job.tenant)
         self.remove(job)
+
+    def pass_turn(self, tenant: str) -> None:
+        """A worker takes a job of this tenant: those of others that are as urgent come before its next."""
+        if tenant in self._tenant_sizes:
+            self._served += 1
+            self._turns[tenant] = self._served
 
     def lines(self, worker_id: str) -> Iterator[Line]:
         """The lines of waiting jobs that are not pinned to another worker."""
