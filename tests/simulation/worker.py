@@ -266,7 +266,8 @@ class SimWorker:
         job = self._held.get(job_id)
         if job is None or job.attempt > attempt:
             return
-        if job.state is HeldState.DONE:
+        told_so = job.result is not None and job.result.code is ErrorCode.CANCELLED  # two cancels may cross it
+        if job.state is HeldState.DONE and not told_so:
             self._check_acknowledged(job, job.sent_ms, "a result was cancelled instead of acknowledged")
         if self._reports_cancel and job.state is not HeldState.DONE:
             error = {"code": ErrorCode.CANCELLED.value}
