@@ -128,7 +128,15 @@ class Port:
                 self.socket.send(view, flags)
             else:
                 tracker = self.socket.send(view, flags, copy=False, track=True)
-                self._outbox.setdefault(identity, Outbox()).add(tracker, view.nbytes)
+                self._outbox_of(identity).add(tracker, view.nbytes)
+
+    def _outbox_of(self, identity: bytes) -> "Outbox":
+        """A new one pushes out those that are empty: nothing tells of a client that takes its answer and goes."""
+        outbox = self._outbox.get(identity)
+        if outbox is None:
+            self._outbox = {of: waiting for of, waiting in self._outbox.items() if not waiting.empty()}
+            outbox = self._outbox[identity] = Outbox()
+        return outbox
 
     def close(self) -> None:
         """Let what was sent leave for a moment, the last answers of a drain among it, then drop the rest."""
@@ -166,6 +174,14 @@ class Outbox:
 
     def behind(self, nbytes_max: int, droppable: bool) -> bool:
         """Is too much on its way? Previews and progress give way at half the limit, responses at all of it."""
+        self._drop_sent()
+        return self._nbytes > (nbytes_max // 2 if droppable else nbytes_max)
+
+    def empty(self) -> bool:
+        """Has all of it been sent?"""
+        self._drop_sent()
+        return not self._frames
+
+    def _drop_sent(self) -> None:
         while self._frames and self._frames[0][0].done:
             self._nbytes -= self._frames.popleft()[1]
-        return self._nbytes > (nbytes_max // 2 if droppable else nbytes_max)
