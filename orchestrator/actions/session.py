@@ -53,13 +53,15 @@ def get(broker: "Broker", ask: Ask) -> None:
     session_id = ask.data.session_id
 
     def read(completion: Completion) -> None:
-        row, counts = completion.value if completion.error is None else (None, {})
-        live = broker.core.session(ask.tenant, session_id)
-        session = live or (session_of(row) if row is not None else None)
-        if completion.error is not None or session is None:
-            broker.reject(ask.connection, ask.request_id, NotFound(NO_SESSION))
+        if completion.error is not None:
+            broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
             return
-        broker.answer(ask, _info(session, counts))
+        row, counts = completion.value
+        session = broker.core.session(ask.tenant, session_id) or (session_of(row) if row is not None else None)
+        if session is None:
+            broker.reject(ask.connection, ask.request_id, NotFound(NO_SESSION))
+        else:
+            broker.answer(ask, _info(session, counts))
 
     row_of, counts_of = queries.session_by_id(ask.tenant, session_id), queries.session_counts(ask.tenant, session_id)
     broker.store.read(lambda connection: (row_of(connection), counts_of(connection)), broker.expect(read))
@@ -67,7 +69,10 @@ def get(broker: "Broker", ask: Ask) -> None:
 
 def list_sessions(broker: "Broker", ask: Ask) -> None:
     def read(completion: Completion) -> None:
-        stored = {row.session_id: session_of(row) for row in completion.value or []}
+        if completion.error is not None:
+            broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
+            return
+        stored = {row.session_id: session_of(row) for row in completion.value}
         live = {session.session_id: session for session in broker.core.sessions.by_id.values()}
         mine = {key: session for key, session in (stored | live).items() if session.tenant == ask.tenant}
         newest = sorted(mine.values(), key=lambda session: session.session_id, reverse=True)
