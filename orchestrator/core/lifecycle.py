@@ -210,6 +210,7 @@ class Lifecycle:
             self._core.sessions.restore(session)
         for job in event.jobs:
             job.estimate_ms = self._core.estimates.run_ms(job.cost)
+            self._isolate(job)
             self._enter(job)
             if job.state is JobState.ADOPTING:
                 due_ms = self._core.now_ms + self._core.settings.adoption_ms
@@ -419,9 +420,12 @@ class Lifecycle:
             code = ErrorCode.WORKER_LOST if job.payload is None else ErrorCode.POISONED
             self.end_failed(job, Fault(code))
             return
+        self._isolate(job)
+        self.retry_later(job, job.losses)
+
+    def _isolate(self, job: Job) -> None:
         if job.losses >= self._core.settings.losses_before_exclusive:
             job.requirement = job.requirement._replace(exclusive=True)
-        self.retry_later(job, job.losses)
 
     def retry_later(self, job: Job, times: int) -> None:
         """Queue it again after a back-off that doubles."""

@@ -315,6 +315,13 @@ def test_twice_lost_runs_alone_and_thrice_lost_is_poisoned() -> None:
     assert told == ["answer c r1 failed poisoned", "audit j1"]
 
 
+def test_a_job_lost_twice_runs_alone_after_a_restart_too() -> None:
+    lab = Lab()
+    lab.feed(e.Restore([restored(1, JobState.QUEUED, attempt=2, losses=2), restored(2, JobState.QUEUED)], []))
+    assert "assign w j1/3" in lab.hello("w", slots=2)
+    assert lab.job(2).state is JobState.QUEUED  # the worker has a second slot, but job 1 is alone
+
+
 def test_goodbye_and_restart_count_for_nothing() -> None:
     lab = running()
     for number in range(2, 6):
