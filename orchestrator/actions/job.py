@@ -1,5 +1,6 @@
 """`job.*`: from the core where it remembers the job, else from the store."""
 
+import heapq
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def list_jobs(broker: "Broker", ask: Ask) -> None:
             broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
             return
         stored = {row.job_id: _summary_info(row) for row in completion.value if row.job_id not in broker.core.jobs}
-        live = {job.job_id: _live_info(job) for job in broker.core.jobs.values() if wanted(job)}
+        newest_live = heapq.nlargest(data.limit, (job.job_id for job in broker.core.jobs.values() if wanted(job)))
+        live = {job_id: _live_info(broker.core.jobs[job_id]) for job_id in newest_live}
         newest = sorted((stored | live).items(), reverse=True)[: data.limit]
         broker.answer(ask, {"jobs": [info for _, info in newest]})
 
