@@ -97,27 +97,33 @@ class Intake:
             digests = [hashlib.sha256(frame).digest() for frame in frames]
             self._hand_over(event, request, payload, digests)
             return
-        limit = self._broker.settings.payload_bytes_max
-        if self._preparing_nbytes + event.payload_nbytes > limit:
-            raise QueueFull("Too many attachments are being taken in.", retry_after_ms=1000)
         nbytes = event.payload_nbytes
-        self._preparing_nbytes += nbytes
+        self.hold(nbytes)
 
         def identified(completion: Completion) -> None:
-            self._preparing_nbytes -= nbytes
+            self.let_go(nbytes)
             if completion.error is not None:
                 self._broker.reject(event.connection, event.request_id, disk_error(completion.error))
             else:
                 self._hand_over(event, request, payload, completion.value)
 
         buffers: list[Buffer] = [memoryview(frame) for frame in frames]
-        if event.durable or self._broker.core.payload_nbytes + nbytes > limit:
+        if event.durable or self._broker.core.payload_nbytes + nbytes > self._broker.settings.payload_bytes_max:
             payload.artifact_ids = [new_id() for _ in buffers]
             payload.frames, event.payload_nbytes = None, 0  # read back when a worker gets the job
             items = list(zip(payload.artifact_ids, buffers, strict=True))
             self._broker.artifacts.put(items, self._broker.expect(identified))
         else:
             self._broker.artifacts.hash(buffers, self._broker.expect(identified))
+
+    def hold(self, nbytes: int) -> None:
+        """Count attachments that wait for the artifact thread, until `let_go`. Raises QueueFull."""
+        if self._preparing_nbytes + nbytes > self._broker.settings.payload_bytes_max:
+            raise QueueFull("Too many attachments are being taken in.", retry_after_ms=1000)
+        self._preparing_nbytes += nbytes
+
+    def let_go(self, nbytes: int) -> None:
+        self._preparing_nbytes -= nbytes
 
     def _hand_over(self, event: e.Submit, request: Request, payload: Payload, digests: list[bytes]) -> None:
         payload.digests = digests
@@ -127,7 +133,8 @@ class Intake:
             self._answer_from_disk(event)
             return
         self._broker.feed(event)
-        if payload.artifact_ids and event.job_id not in self._broker.core.jobs:
+        job = self._broker.core.jobs_by_request.get(key)
+        if payload.artifact_ids and (job is None or job.payload is not payload):
             self._broker.artifacts.delete(payload.artifact_ids)  # refused, or the same request once more
 
     def remember(self, key: tuple[str, str]) -> None:

@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     sessions_max: Count = 10_000
     """Active sessions."""
     payload_bytes_max: Nbytes = 1024 * MIB
-    """Attachments of waiting and running jobs held in memory."""
+    """Attachments of waiting and running jobs, and uploads, held in memory."""
 
     aging_ms: SpanMs = 30_000
     """After each such span a waiting job counts as one priority higher."""

@@ -20,8 +20,10 @@ def put(broker: "Broker", ask: Ask) -> None:
     if len(ask.frames) != 1:
         raise InvalidRequest("artifact.put takes exactly one attachment.")
     entry = ask.request.attachments[0]
+    broker.intake.hold(entry.nbytes)
 
     def stored(completion: Completion) -> None:
+        broker.intake.let_go(entry.nbytes)
         if completion.error is not None:
             broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
             return
