@@ -41,10 +41,10 @@ def timing(job: Job, now_ms: int) -> dict[str, int]:
     """Spans of a job: until its first attempt, of its last attempt, and in all."""
     ended_ms = job.finished_ms or now_ms
     started_ms = job.started_ms or ended_ms
-    return {
-        "queued_ms": started_ms - job.created_ms,
+    return {  # a job of the run before may have come later than it ends, if the machine's clock was set back
+        "queued_ms": max(0, started_ms - job.created_ms),
         "running_ms": ended_ms - (job.assigned_ms or ended_ms),
-        "total_ms": ended_ms - job.created_ms,
+        "total_ms": max(0, ended_ms - job.created_ms),
     }
 
 
