@@ -5,7 +5,6 @@ answer comes back as a completion under a token, here as a continuation.
 """
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -67,7 +66,6 @@ class Broker:
         self._tokens = itertools.count()
         self._continuations: dict[Hashable, Continuation] = {}
         self._gone: set[Connection] = set()
-        self._events: deque[e.Event] = deque()
         self._housekeeping = Housekeeping(self)
         self._next_alive_ms = self.started_ms
         self._stop = self._drained = False
@@ -135,11 +133,15 @@ class Broker:
 
     def _flush(self) -> None:
         """Send what the turn brought about."""
+        self._send_posted()
+        while self._gone:  # what their loss brings about is of this turn, too
+            self.feed(e.ConnectionGone(self._gone.pop()))
+            self._send_posted()
+
+    def _send_posted(self) -> None:
         self._effects.flush_acks()
         self.workers.flush()
         self.clients.flush()
-        while self._gone:
-            self.feed(e.ConnectionGone(self._gone.pop()))
 
     def _drain_port(self, port: Port, take: Callable[[Received], None]) -> None:
         for _ in range(TURN_MESSAGES_MAX):
@@ -193,16 +195,9 @@ class Broker:
     # --- the core ---------------------------------------------------------------------------------------------
 
     def feed(self, event: e.Event) -> None:
-        """Hand an event to the core and carry its commands out; events that these bring about come after them."""
-        self._events.append(event)
-        if len(self._events) > 1:
-            return  # the loop below is at work
-        while self._events:
-            try:
-                for command in self.core.handle(self.clock.now_ms(), self._events[0]):
-                    self._effects.carry_out(command)
-            finally:
-                self._events.popleft()
+        """Hand an event to the core and carry its commands out. None of them feeds: what comes of it comes later."""
+        for command in self.core.handle(self.clock.now_ms(), event):
+            self._effects.carry_out(command)
 
     def all_drained(self) -> None:
         """Nothing runs any more. Clients get a moment to take the last answers: a lost connection may take with it
