@@ -16,6 +16,7 @@ from orchestrator.ports import Sent
 from orchestrator.store import Duplicate, queries
 from orchestrator.store.writer import Completion
 from orchestrator.stored import disk_error
+from protocol import PROTOCOL_VERSION
 from protocol.codec import unpack
 from protocol.enums import ErrorCode, EventName, Status
 from protocol.ids import new_id
@@ -274,7 +275,7 @@ class Effects:
         settings = self._broker.settings
         header = {
             "kind": "welcome",
-            "protocol": 1,
+            "protocol": PROTOCOL_VERSION,
             "worker_id": command.worker_id,
             "orchestrator_epoch": self._broker.epoch,
             "heartbeat_ms": settings.heartbeat_ms,

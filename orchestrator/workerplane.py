@@ -35,7 +35,7 @@ class WorkerPlane:
         self.models: dict[str, dict[str, Any]] = {}  # model_id -> what the last worker that has it said of it
 
     def take(self, received: Received) -> None:
-        """One message; what cannot be read is logged and ignored, for the sender's lease tells the rest."""
+        """One message; what cannot be read is logged and answered `refused`; the sender's lease tells the rest."""
         peer = received.connection
         try:
             header = unpack_header(received.header, self._broker.limits)
