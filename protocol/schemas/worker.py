@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from protocol.messages import Name
 from protocol.schemas.base import Action, ActionData, ResultData
-from protocol.schemas.job import Id
 from protocol.schemas.system import NoData
 
 
 class WorkerRef(ActionData):
-    worker_id: Id
+    worker_id: Name
 
 
 class WorkerInfo(ResultData):

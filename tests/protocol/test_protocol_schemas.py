@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import InvalidRequest, UnknownAction
+from protocol.limits import NAME_LENGTH_MAX
 from protocol.schemas import ACTIONS, find_action, validate_data
 from protocol.schemas.inference import SEED_MAX, Text2ImgData
 
@@ -117,3 +118,9 @@ def test_no_action_swallows_an_unknown_field(name: str) -> None:
 def test_bad_data_of_other_actions(name: str, data: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         validate_data(name, data)
+
+
+def test_a_worker_of_any_name_that_may_say_hello_can_be_drained() -> None:
+    validate_data("worker.drain", {"worker_id": "w" * NAME_LENGTH_MAX})
+    with pytest.raises(InvalidRequest):
+        validate_data("worker.drain", {"worker_id": "w" * (NAME_LENGTH_MAX + 1)})
