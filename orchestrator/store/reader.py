@@ -9,8 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from orchestrator.store.writer import Completion
+from protocol.errors import QueueFull
 
 Query = Callable[[Connection], Any]
+QUEUE_MAX = 10_000  # queries; a client that floods the server with questions is told to wait
 
 
 class Reader:
@@ -26,7 +28,11 @@ class Reader:
         self._thread.start()
 
     def put(self, query: Query, token: Hashable) -> None:
-        self._queue.put((query, token))
+        if self._queue.qsize() >= QUEUE_MAX:
+            error = QueueFull("Too many questions wait for the database.", retry_after_ms=1000)
+            self._complete(Completion(token, error=error))
+        else:
+            self._queue.put((query, token))
 
     def close(self, timeout_s: float) -> None:
         """End the thread after the queries that are queued, or leave it behind after `timeout_s`."""
@@ -36,10 +42,13 @@ class Reader:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             query, token = item
-            self._completions.append(self._answer(query, token))
-            self._wake()
+            self._complete(self._answer(query, token))
         if self._connection is not None:
             self._connection.close()
+
+    def _complete(self, completion: Completion) -> None:
+        self._completions.append(completion)
+        self._wake()
 
     def _answer(self, query: Query, token: Hashable) -> Completion:
         try:

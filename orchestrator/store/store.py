@@ -59,7 +59,10 @@ class Store:
         self._writer.put(Write(rows, token))
 
     def read(self, query: Callable[[Connection], object], token: Hashable) -> None:
-        """Queue a query (see queries.py); its Completion carries what it returns. It sees what is committed by then."""
+        """Queue a query (see queries.py); its Completion carries what it returns. It sees what is committed by then.
+
+        The Completion's error is QueueFull where too many queries wait, else the database's own.
+        """
         self._reader.put(query, token)
 
     def load(self) -> Recovered:

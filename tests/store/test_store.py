@@ -1,6 +1,7 @@
 """Writing and reading: order, groups, duplicates, expiry, recovery."""
 
 import sqlite3
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,10 @@ from orchestrator.store import (
     Outcome,
     SessionRow,
     queries,
+    reader,
     statements,
 )
+from protocol.errors import QueueFull
 from tests.store.support import Harness, event, job
 
 END_MS = 5000
@@ -284,3 +287,15 @@ def test_updates_use_the_key(harness: Harness, name: str) -> None:
     with harness.store._engine.connect() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement.text}", tuple(parameters)).all()
     assert [row[3] for row in plan] == ["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (tenant=? AND job_id=?)"]
+
+
+def test_questions_are_bounded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, held = threading.Event(), threading.Event()
+    monkeypatch.setattr(reader, "QUEUE_MAX", 2)
+    harness.store.read(lambda _: (held.set(), hold.wait(20)), "held")
+    assert held.wait(20)
+    for token in ("first", "second", "third"):
+        harness.store.read(lambda _: "answer", token)
+    assert isinstance(harness.wait("third").error, QueueFull)
+    hold.set()
+    assert [harness.wait(token).value for token in ("first", "second")] == ["answer", "answer"]
