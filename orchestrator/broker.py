@@ -100,7 +100,7 @@ class Broker:
                 self._drain_port(self.clients, self._take_request)
             try:
                 self._keep_time()
-            except Exception:  # nor a fault of ours in one job's deadline
+            except Exception:  # a fault of ours in one deadline must not end the server
                 log.exception("a deadline could not be handled")
             self._flush()
 

@@ -131,11 +131,18 @@ class Intake:
         key = (event.tenant, event.request_id)
         if not event.durable and key in self._on_disk and key not in self._broker.core.jobs_by_request:
             self._answer_from_disk(event)
-            return
+        else:
+            self._feed(event)
+
+    def _feed(self, event: e.Submit) -> None:
         self._broker.feed(event)
-        job = self._broker.core.jobs_by_request.get(key)
-        if payload.artifact_ids and (job is None or job.payload is not payload):
-            self._broker.artifacts.delete(payload.artifact_ids)  # refused, or the same request once more
+        job = self._broker.core.jobs_by_request.get((event.tenant, event.request_id))
+        if job is None or job.payload is not event.payload:  # refused, or the same request once more
+            self._drop_files(event)
+
+    def _drop_files(self, event: e.Submit) -> None:
+        if event.payload.artifact_ids:
+            self._broker.artifacts.delete(event.payload.artifact_ids)
 
     def remember(self, key: tuple[str, str]) -> None:
         """The (tenant, request_id) of a durable job; the oldest is forgotten when there are too many."""
@@ -149,10 +156,12 @@ class Intake:
 
         def found(completion: Completion) -> None:
             record = completion.value
+            if completion.error is None and (record is None or record.result is None):
+                self._feed(event)  # past its retention, or live again meanwhile
+                return
+            self._drop_files(event)
             if completion.error is not None:
                 self._broker.reject(connection, request_id, disk_error(completion.error))
-            elif record is None or record.result is None:  # past its retention, or live again meanwhile
-                self._broker.feed(event)
             elif record.row.fingerprint != event.fingerprint:
                 self._broker.reject(connection, request_id, RequestConflict(details={"job_id": record.row.job_id}))
             else:

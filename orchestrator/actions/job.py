@@ -68,8 +68,7 @@ def cancel(broker: "Broker", ask: Ask) -> None:
 
 def result(broker: "Broker", ask: Ask) -> None:
     if broker.core.job(ask.tenant, ask.data.job_id) is not None:
-        probed = not ask.connection.is_req
-        broker.feed(e.AskResult(ask.data.job_id, ask.connection, ask.request_id, ask.data.wait_ms, probed))
+        broker.feed(e.AskResult(ask.data.job_id, ask.connection, ask.request_id, ask.data.wait_ms))
         return
     _from_store(broker, ask, lambda record: send_result(broker, ask.connection, ask.request_id, record))
 

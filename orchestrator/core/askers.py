@@ -68,7 +68,7 @@ class Askers:
         elif not self.room(event.connection):
             self.refuse(event.connection, event.request_id)
         else:
-            asker = Asker(event.connection, event.request_id, AskerKind.RESULT, probed=event.probed)
+            asker = Asker(event.connection, event.request_id, AskerKind.RESULT)
             self.attach(job, asker)
             asker.timer = self._core.timers.add(self._core.now_ms + event.wait_ms, self._result_wait_over, job, asker)
 

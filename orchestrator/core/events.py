@@ -74,7 +74,6 @@ class AskResult:
     connection: Connection
     request_id: str
     wait_ms: int
-    probed: bool = True
 
 
 @dataclass(slots=True)
