@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from protocol import PROTOCOL_VERSION
 from protocol.enums import EventName, HeldState, Status
 from protocol.errors import InvalidRequest, MalformedMessage, UnsupportedProtocol
-from protocol.limits import INT_MAX, NAME_LENGTH_MAX, PRIORITY_MAX, REQUEST_ID_PATTERN, SPAN_MS_MAX
+from protocol.limits import INT_MAX, NAME_LENGTH_MAX, PRIORITY_DEFAULT, PRIORITY_MAX, REQUEST_ID_PATTERN, SPAN_MS_MAX
 
 
 def _integral(value: Any) -> Any:
@@ -214,6 +214,7 @@ class Assign(Message):
     fingerprint: Fingerprint  # see Idempotency
     durable: bool = False  # `wait: false`
     exclusive: bool = False  # alone on the worker
+    priority: Priority = PRIORITY_DEFAULT  # 9 most urgent; between two steps the worker turns to the most urgent job
     traceparent: str | None = None
     attachments: Attachments = EMPTY_LIST  # the client's frames, untouched
 
@@ -319,7 +320,10 @@ def field_errors(error: ValidationError) -> dict[str, Any]:
 def _field_path(item: Any) -> str:
     """`images.0.width`. Pydantic puts a type's label behind a field with alternatives; it is no part of the path."""
     unknown = item["type"] == "extra_forbidden"  # then the last part is the sender's own word
-    parts = [part for part in item["loc"] if isinstance(part, int) or unknown or not _is_type_label(part)]
+    *path, last = item["loc"] or ("data",)
+    parts = [part for part in path if isinstance(part, int) or not _is_type_label(part)]
+    if unknown or isinstance(last, int) or not _is_type_label(last):
+        parts.append(last)
     return ".".join(str(part) for part in parts)[:FIELD_TEXT_MAX] or "data"
 
 

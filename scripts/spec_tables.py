@@ -14,20 +14,20 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields as dataclass_fields
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Le, MaxLen, MinLen, MultipleOf
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from protocol import enums, limits, messages
-from protocol.schemas import ACTIONS, ResultData
+from protocol.schemas import ACTIONS, ActionData, ResultData
 
 SPEC = Path(__file__).parent.parent / "protocol" / "SPEC.md"
 VECTORS = SPEC.parent / "vectors"
@@ -86,6 +86,7 @@ def _plain_type(annotation: Any) -> str:
 def limit_words(annotation: Any, metadata: list[Any]) -> str:
     flat = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
     low = next((part.ge for part in flat if isinstance(part, Ge)), None)
+    above = next((part.gt for part in flat if isinstance(part, Gt)), None)
     high = next((part.le for part in flat if isinstance(part, Le)), None)
     short = next((part.min_length for part in flat if isinstance(part, MinLen)), None)
     long = next((part.max_length for part in flat if isinstance(part, MaxLen)), None)
@@ -97,6 +98,8 @@ def limit_words(annotation: Any, metadata: list[Any]) -> str:
         told.append(f"{low}–{high}")
     elif low is not None:
         told.append(f"≥ {low}")
+    if above is not None:
+        told.append(f"> {above}")
     if long is not None:
         told.append(f"{long} {unit}" if short == long else f"{short or 0}–{long} {unit}")
     if step is not None:
@@ -117,13 +120,28 @@ def default_words(field: FieldInfo) -> str:
     return f"`{json.dumps(default, ensure_ascii=False)}`"
 
 
-def fields_of(model: type[BaseModel], *, defaults: bool = True) -> str:
+def fields_of(model: type[BaseModel], *, defaults: bool = True, names: Sequence[str] = ()) -> str:
+    """The table of a model's fields, or of these only."""
     told, rows = meanings(model), []
-    for name, field in model.model_fields.items():
+    for name in names or model.model_fields:
+        field = model.model_fields[name]
         row = [f"`{name}`", type_words(field.annotation, field.metadata)]
         default = "required" if name in ("kind", "protocol") else default_words(field)  # a sender always tells these
         rows.append([*row, default, told.get(name, "")] if defaults else [*row, told.get(name, "")])
     return table(["field", "type", "default", "meaning"] if defaults else ["field", "type", "meaning"], rows)
+
+
+def common_base(model: type[BaseModel]) -> type[BaseModel] | None:
+    """What the data of several actions begins with, e.g. PictureData."""
+    bases = [cls for cls in model.__mro__[1:] if issubclass(cls, ActionData) and cls.model_fields]
+    return bases[-1] if bases else None
+
+
+def fields_beyond(model: type[BaseModel], base: type[BaseModel]) -> list[str]:
+    """The fields that a model adds to its base, or changes."""
+    classes = model.__mro__[: model.__mro__.index(base)]
+    told = {name for cls in classes for name in vars(cls).get("__annotations__", {})}
+    return [name for name in model.model_fields if name in told]
 
 
 def nested_models(model: type[BaseModel]) -> list[type[BaseModel]]:
@@ -146,6 +164,10 @@ def nested_models(model: type[BaseModel]) -> list[type[BaseModel]]:
 def described(model: type[BaseModel], *, defaults: bool, title: str) -> str:
     if not model.model_fields:
         return f"{title} {prose(model)}"
+    if base := common_base(model):
+        told = f"{title} {prose(model)} It has the fields of [{base.__name__}](#{base.__name__.lower()})"
+        names = fields_beyond(model, base)
+        return f"{told}, and these:\n\n{fields_of(model, names=names)}" if names else f"{told}."
     return "\n\n".join(filter(None, [f"{title} {prose(model)}".strip(), fields_of(model, defaults=defaults)]))
 
 
@@ -195,7 +217,8 @@ def actions() -> str:
         model for action in ACTIONS.values() for model in nested_models(action.data) + nested_models(action.result)
     ]
     results = [action.result for action in ACTIONS.values() if action.result.model_fields]
-    shared = set(inner) | {model for model in results if results.count(model) > 1}
+    bases = {base for action in ACTIONS.values() if (base := common_base(action.data))}
+    shared = set(inner) | bases | {model for model in results if results.count(model) > 1}
     parts = []
     for action in ACTIONS.values():
         parts.append(f"#### {action.name}\n\n{action.summary}")

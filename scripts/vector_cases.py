@@ -206,8 +206,8 @@ def worker_plane() -> list[Vector]:
              "slots": 4, "resident_models": ["demo"], "held": [], "draining": False}  # fmt: skip
     about = {"job_id": JOB, "attempt": 1}
     assign = {"kind": "assign", **about, "action": "inference.text2img", "data": TEXT2IMG, "tenant": "default",
-              "request_id": "r-1", "fingerprint": PRINT, "exclusive": False, "durable": True, "traceparent": None,
-              "attachments": []}  # fmt: skip
+              "request_id": "r-1", "fingerprint": PRINT, "exclusive": False, "durable": True, "priority": 4,
+              "traceparent": None, "attachments": []}  # fmt: skip
     bad_hello = {**hello, "slots": 0}
     cases: list[tuple[str, str, str, dict[str, Any], list[bytes]]] = [
         ("hello", "A worker's first message.", "to", hello, []),
@@ -229,7 +229,8 @@ def worker_plane() -> list[Vector]:
          {"kind": "rehello", "orchestrator_epoch": "01934b2f"}, []),
         ("assign", "Run this attempt.", "from", assign, []),
         ("assign_exclusive", "The third attempt, alone on the worker, with the client's attachment.", "from",
-         {**assign, "attempt": 3, "exclusive": True, "attachments": described(("image/png", PNG))}, [PNG]),
+         {**assign, "attempt": 3, "exclusive": True, "priority": 9,
+          "attachments": described(("image/png", PNG))}, [PNG]),
         ("event", "Progress of an attempt, not numbered yet.", "to",
          {"kind": "event", **about, "event": "progress",
           "data": {"step": 5, "steps": 20, "image": 0, "images": 1, "eta_ms": 640}, "attachments": []}, []),

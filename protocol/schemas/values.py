@@ -1,0 +1,73 @@
+"""Values that several domains share: names of models, sizes in pixels, shares, and pictures that are sent in."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from protocol.errors import InvalidRequest
+from protocol.limits import DEFAULT_LIMITS, KIB
+from protocol.messages import Int
+from protocol.schemas.artifact import ArtifactRef
+from protocol.schemas.base import ActionData, ResultData
+
+ModelId = Annotated[str, Field(min_length=1, max_length=200)]
+Pixels = Annotated[Int, Field(ge=8, le=8192, multiple_of=8)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AttachmentRef(ActionData):
+    """Bytes that come with the message."""
+
+    attachment: Annotated[Int, Field(ge=0, le=DEFAULT_LIMITS.attachments_max - 1)]  # index of the attachment, from 0
+
+
+def _form(value: Any) -> str | None:
+    forms = {"(attachment)": AttachmentRef, "(artifact)": ArtifactRef, "(inline)": bytes}
+    if isinstance(value, dict):
+        names = value.keys() & {"attachment", "artifact_id"}
+        return f"({names.pop().removesuffix('_id')})" if len(names) == 1 else None
+    return next((form for form, kind in forms.items() if isinstance(value, kind)), None)
+
+
+# The tags stand in brackets so that an error's path leaves them out: they are no part of what was sent.
+ImageRef = Annotated[
+    Annotated[AttachmentRef, Tag("(attachment)")]
+    | Annotated[ArtifactRef, Tag("(artifact)")]
+    | Annotated[bytes, Field(min_length=1, max_length=64 * KIB), Tag("(inline)")],
+    Discriminator(
+        _form,
+        custom_error_type="image_form",
+        custom_error_message='must be {"attachment": i}, {"artifact_id": "…"} or bytes',
+    ),
+]
+
+
+class PictureInfo(ResultData):
+    """A picture of an answer: where its bytes are."""
+
+    attachment: int | None = None  # index of the attachment that holds it
+    artifact_id: str | None = None  # or the artifact that does
+    media_type: str
+    width: int
+    height: int
+
+
+def check_references(data: ActionData, attachments: int) -> None:
+    """Raise InvalidRequest where `data` names an attachment and the request has only so many."""
+    for field, index in _references(data):
+        if index >= attachments:
+            problem = f"there is no attachment {index}; {attachments} came with this request"
+            raise InvalidRequest(f"{field}: {problem}.", details={"fields": [{"field": field, "problem": problem}]})
+
+
+def _references(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """(where, index) of each attachment that is named. A value of any kind (`echo`) names none, whatever it holds."""
+    if isinstance(value, AttachmentRef):
+        yield path, value.attachment
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _references(getattr(value, name), f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _references(item, f"{path}.{index}")
