@@ -6,13 +6,18 @@ UserComment. Pillow is imported when a picture is at hand, so that a client with
 
 import io
 import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import InvalidRequest, PayloadTooLarge
 from protocol.limits import KIB, MIB
+from protocol.schemas.values import ArtifactRef, AttachmentRef, image_refs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from protocol.schemas.inference import PictureData
 
 VERSION = 1
 PNG_KEY = "atelier"
@@ -23,8 +28,28 @@ PIXELS_MAX = 8192 * 8192
 RECIPE_BYTES_MAX = {"png": 512 * KIB, "jpeg": 60 * KIB, "webp": 512 * KIB}  # a JPEG segment ends at 64 KiB
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 REPEATED = (
-    "model_id", "prompt", "negative_prompt", "seed", "steps", "scheduler", "guidance_scale", "width", "height", "output"
+    "model_id", "prompt", "negative_prompt", "seed", "steps", "scheduler", "sigmas", "eta", "guidance_scale",
+    "guidance_rescale", "guidance_end", "width", "height", "vae_id", "loras", "controlnets", "strength", "mask_blur",
+    "invert_mask", "padding_mask_crop", "outpaint", "output",
 )  # fmt: skip
+MADE = frozenset({"seed", "width", "height"})  # told of each picture, as it came out
+WEIGHTS = ("model_hash", "vae_hash", "lora_hashes", "controlnet_hashes")
+NUMERICS = ("device", "threads", "libraries", "dtype")  # where recipes kept them before there was `numerics`
+
+
+def request_fields(data: "PictureData", digest: Callable[[AttachmentRef | ArtifactRef | bytes], str]) -> dict[str, Any]:
+    """What a recipe keeps of a request. `digest` gives the SHA-256 of an input picture's file, in hex.
+
+    What the server chose (model, scheduler) and what is told of each picture (seed, width, height) is to be put on top.
+    """
+    dumped = data.model_dump(include=set(REPEATED) - MADE, exclude={"controlnets": {"__all__": {"image"}}})
+    fields = {name: value for name, value in dumped.items() if value is not None and value != []}
+    inputs = {path: digest(ref) for path, ref in image_refs(data)}
+    if inputs:
+        fields["inputs"] = inputs
+    if "image" in inputs and data.width is None:
+        fields["own_size"] = True
+    return fields
 
 
 def dumps(recipe: dict[str, Any]) -> str:
@@ -76,9 +101,39 @@ def read(raw: bytes) -> dict[str, Any] | None:
     return recipe
 
 
-def request_data(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The `data` of the request that makes the picture again (its action: `recipe["action"]`)."""
-    return {name: recipe[name] for name in REPEATED if name in recipe}
+def request_data(recipe: dict[str, Any], pictures: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The `data` of the request that makes the picture again (its action: `recipe["action"]`).
+
+    `pictures` has, for each path of `inputs`, what is to stand there. Raises InvalidRequest where one is missing.
+    """
+    data = {name: deepcopy(recipe[name]) for name in REPEATED if name in recipe}
+    if recipe.get("own_size"):
+        data = {name: value for name, value in data.items() if name not in ("width", "height")}
+    given = pictures or {}
+    for path in inputs(recipe):
+        if path not in given:
+            raise InvalidRequest(f"The recipe needs the picture that stood at {path}.")
+        *parents, name = path.split(".")
+        place = data[parents[0]][int(parents[1])] if parents else data
+        place[name] = given[path]
+    return data
+
+
+def inputs(recipe: dict[str, Any]) -> dict[str, str]:
+    """The pictures the request came with: path in `data` -> SHA-256 of the file, in hex. Raises InvalidRequest."""
+    told, uses = recipe.get("inputs", {}), recipe.get("controlnets", [])
+    places = {"image", "mask_image"}
+    if isinstance(uses, list) and all(isinstance(use, dict) for use in uses):
+        places.update(f"controlnets.{index}.image" for index in range(len(uses)))
+    if type(told) is not dict or not all(path in places and type(digest) is str for path, digest in told.items()):
+        raise InvalidRequest("The picture's recipe cannot be read.")
+    return told
+
+
+def numerics(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a picture's last bits depend on beside its request and weights: device kind, threads, libraries, dtype …"""
+    told = recipe.get("numerics")
+    return told if isinstance(told, dict) else {name: recipe[name] for name in NUMERICS if name in recipe}
 
 
 def _text(raw: bytes) -> str | None:

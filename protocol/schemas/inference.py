@@ -122,9 +122,16 @@ class ControlNetData(Text2ImgData):
 class ChangeData(PictureData):
     """What the actions that change a picture take."""
 
-    width: Pixels | None = None  # the image is scaled to it; null: the image's own size
-    height: Pixels | None = None  # the image is scaled to it; null: the image's own size
+    width: Pixels | None = None  # the image is scaled to it; null, as height then is: the image's own size
+    height: Pixels | None = Field(default=None, validate_default=True)  # as width
     image: ImageRef  # the picture to change
+
+    @field_validator("height")
+    @classmethod
+    def _both_or_neither(cls, height: int | None, info: ValidationInfo) -> int | None:
+        if "width" in info.data and (height is None) != (info.data["width"] is None):
+            raise ValueError("give both width and height, or neither for the image's own size")
+        return height
 
 
 class Img2ImgData(ChangeData):
@@ -149,7 +156,7 @@ class Outpaint(ActionData):
 class InpaintingData(ChangeData):
     """Repaints a part of a picture, and keeps the pixels of the rest."""
 
-    outpaint: Outpaint | None = None  # widen the picture first; null: no
+    outpaint: Outpaint | None = None  # widen the image first (width and height are those after it); null: no
     mask_image: ImageRef | None = Field(default=None, validate_default=True)
     # of the image's size: white is repainted; null: only what `outpaint` adds
     strength: Strength = 1.0  # how much to change, 1: ignore what is there; also taken as `denoising_strength`

@@ -55,19 +55,22 @@ class PictureInfo(ResultData):
 
 def check_references(data: ActionData, attachments: int) -> None:
     """Raise InvalidRequest where `data` names an attachment and the request has only so many."""
-    for field, index in _references(data):
-        if index >= attachments:
-            problem = f"there is no attachment {index}; {attachments} came with this request"
+    for field, ref in image_refs(data):
+        if isinstance(ref, AttachmentRef) and ref.attachment >= attachments:
+            problem = f"there is no attachment {ref.attachment}; {attachments} came with this request"
             raise InvalidRequest(f"{field}: {problem}.", details={"fields": [{"field": field, "problem": problem}]})
 
 
-def _references(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """(where, index) of each attachment that is named. A value of any kind (`echo`) names none, whatever it holds."""
-    if isinstance(value, AttachmentRef):
-        yield path, value.attachment
+def image_refs(value: Any, path: str = "") -> Iterator[tuple[str, AttachmentRef | ArtifactRef | bytes]]:
+    """(where, picture) of each picture that the `data` of a request names, e.g. at `controlnets.0.image`.
+
+    A field that takes any value (`echo`) names none, whatever its maps look like.
+    """
+    if isinstance(value, AttachmentRef | ArtifactRef | bytes):
+        yield path, value
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _references(getattr(value, name), f"{path}.{name}" if path else name)
+            yield from image_refs(getattr(value, name), f"{path}.{name}" if path else name)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _references(item, f"{path}.{index}")
+            yield from image_refs(item, f"{path}.{index}")
