@@ -1,0 +1,199 @@
+"""LoRA in a running batch: adapters beside the model, and a mix of its own for each row.
+
+An adapter's tensors are never fused into the model's weights, and loading one does not touch the model. For one pass,
+`LoraBase.rows` covers the `forward` of the layers that the batch's adapters change, and uncovers them after it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instructors.lora_files import LoraFile
+from instructors.pipelines.lora_match import Target, match
+from protocol.errors import ModelInvalid
+
+log = structlog.get_logger("instructors.lora")
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one adapter adds to one layer: `up(down(x)) * scale * alpha / divisor`.
+
+    `down`: [rank, in] or [rank, in, k, k]; `up`: [out, rank] or [out, rank, 1, 1].
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    divisor: float
+
+
+@dataclass(slots=True, eq=False)
+class Adapter:
+    """A loaded LoRA. `name` and `nbytes` are for the worker's residency. `deltas`: component -> layer -> delta."""
+
+    name: str
+    nbytes: int
+    deltas: Mapping[str, Mapping[str, Delta]]
+
+
+Mix = tuple[tuple[Adapter, float], ...]  # the adapters of one row with their scales; empty: the base
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The rows of a batch that an adapter changes. `rows` None: all. `scales`: one for all, or one a row."""
+
+    adapter: Adapter
+    rows: slice | Tensor | None
+    scales: tuple[float, ...]
+    factors: dict[tuple[float, float], float | Tensor] = field(default_factory=dict)
+
+    def factor(self, delta: Delta, device: torch.device) -> float | Tensor:
+        """What the delta is multiplied by: a number, or [rows] where rows differ. In stock's order of operations."""
+        key = (delta.alpha, delta.divisor)
+        if key not in self.factors:
+            products = [scale * delta.alpha / delta.divisor for scale in self.scales]
+            self.factors[key] = products[0] if len(products) == 1 else torch.tensor(products, device=device)
+        return self.factors[key]
+
+
+class LoraBase:
+    """The parts of one loaded model that a LoRA may change."""
+
+    def __init__(self, parts: Mapping[str, nn.Module], device: str, dtype: torch.dtype) -> None:
+        """`parts`: "unet" and the text encoders, named as in the pipeline. Adapters are put on `device` as `dtype`."""
+        self._parts = dict(parts)
+        self._device = torch.device(device)
+        self._dtype = dtype
+
+    def check(self, file: LoraFile) -> None:
+        """Raise ModelInvalid if the LoRA does not fit this model. Reads no tensor."""
+        match(file, self._parts)
+
+    def nbytes(self, file: LoraFile) -> int:
+        """What the LoRA will take in memory."""
+        return file.elements * self._dtype.itemsize
+
+    def load(self, file: LoraFile) -> Adapter:
+        """The adapter's tensors, on the device. Raises ModelInvalid; running out of memory passes through."""
+        targets = match(file, self._parts)
+        deltas: dict[str, dict[str, Delta]] = {}
+        try:
+            with safe_open(file.path, framework="pt", device="cpu") as tensors:
+                for target in targets:
+                    delta = self._delta(target, tensors.get_tensor)
+                    deltas.setdefault(target.component, {})[target.layer] = delta
+        except (SafetensorError, OSError) as error:
+            log.warning("a LoRA cannot be loaded", lora_id=file.lora_id, error=repr(error))
+            raise ModelInvalid("This LoRA's file cannot be read, or has changed just now.") from None
+        nbytes = sum(d.down.nbytes + d.up.nbytes for layers in deltas.values() for d in layers.values())
+        return Adapter(file.lora_id, nbytes, deltas)
+
+    def _delta(self, target: Target, read: Callable[[str], Tensor]) -> Delta:
+        down, up = (read(name).to(self._device, self._dtype) for name in (target.down, target.up))
+        alpha = target.settled_alpha if target.alpha is None else float(read(target.alpha))
+        if not (math.isfinite(alpha) and torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise ModelInvalid(f"This LoRA's layer {target.layer[:100]!r} has values that are not numbers.")
+        return Delta(down, up, alpha, target.divisor)
+
+    @contextmanager
+    def rows(self, component: str, mixes: Sequence[Mix], reproducible: bool = False) -> Iterator[None]:
+        """Within it, row i of a batch that goes through the component has the LoRAs of `mixes[i]`.
+
+        Where all mixes are the same, the arithmetic is that of stock diffusers, bit for bit; else rows with the same
+        adapter are computed together. `reproducible`: every row by itself, so that what is added to it depends on
+        nothing else in the batch.
+        """
+        part = self._parts[component]
+        covered: list[tuple[dict[str, Any], Any]] = []
+        try:
+            for layer, deltas in self._plan(component, mixes, reproducible).items():
+                module = part.get_submodule(layer)
+                covered.append((vars(module), vars(module).get("forward")))
+                vars(module)["forward"] = _covered(module, deltas, len(mixes))
+            yield
+        finally:
+            for attributes, forward in covered:
+                if forward is None:
+                    del attributes["forward"]
+                else:  # a hook of another's, such as for offloading
+                    attributes["forward"] = forward
+
+    def _plan(self, component: str, mixes: Sequence[Mix], reproducible: bool) -> dict[str, list[tuple[Delta, _Group]]]:
+        """Layer -> what is added to it, in order."""
+        plan: dict[str, list[tuple[Delta, _Group]]] = {}
+        for group in _groups(mixes, reproducible, self._device):
+            for layer, delta in group.adapter.deltas.get(component, {}).items():
+                plan.setdefault(layer, []).append((delta, group))
+        return plan
+
+
+def _groups(mixes: Sequence[Mix], reproducible: bool, device: torch.device) -> list[_Group]:
+    """Rows by adapter: first every row's first adapter, then every row's second, so that each row's own order of
+    additions, which decides the rounding, does not depend on the other rows."""
+    groups = []
+    effective = [[(adapter, scale) for adapter, scale in mix if scale != 0] for mix in mixes]
+    for place in range(max(map(len, effective), default=0)):
+        members: dict[Any, list[tuple[int, Adapter, float]]] = {}
+        for row, mix in enumerate(effective):
+            if place < len(mix):
+                adapter, scale = mix[place]
+                members.setdefault(row if reproducible else adapter, []).append((row, adapter, scale))
+        for group in members.values():
+            rows, adapters, scales = zip(*group, strict=True)
+            selection = _selection(rows, len(mixes), device)
+            groups.append(_Group(adapters[0], selection, scales[:1] if len(set(scales)) == 1 else scales))
+    return groups
+
+
+def _selection(rows: Sequence[int], count: int, device: torch.device) -> slice | Tensor | None:
+    if len(rows) == count:
+        return None
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(list(rows), device=device)
+
+
+def _covered(module: nn.Module, deltas: list[tuple[Delta, _Group]], count: int) -> Callable[[Tensor], Tensor]:
+    """The layer's `forward` with its deltas, for `count` rows."""
+    plain = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if x.shape[0] != count:
+            raise ValueError(f"{x.shape[0]} rows came to a layer with LoRAs for {count}")
+        result = plain(x)
+        for delta, group in deltas:
+            rows = group.rows
+            added = _low_rank(module, x if rows is None else x[rows], delta)
+            added = _scaled(added, group.factor(delta, x.device))
+            if rows is None:
+                result = result + added
+            elif isinstance(rows, slice):
+                result[rows].add_(added)
+            else:
+                result.index_add_(0, rows, added)
+        return result
+
+    return forward
+
+
+def _low_rank(module: nn.Module, x: Tensor, delta: Delta) -> Tensor:
+    if isinstance(module, nn.Conv2d):
+        return F.conv2d(F.conv2d(x, delta.down, None, module.stride, module.padding), delta.up)
+    return F.linear(F.linear(x, delta.down), delta.up)
+
+
+def _scaled(added: Tensor, factor: float | Tensor) -> Tensor:
+    """By one number, or by one a row in float32 and rounded once: the same result as row by row."""
+    if isinstance(factor, Tensor):
+        return (added * factor.view(-1, *[1] * (added.ndim - 1))).to(added.dtype)
+    return added * factor
