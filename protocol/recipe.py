@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.errors import InvalidRequest, PayloadTooLarge
 from protocol.limits import KIB, MIB
-from protocol.schemas.values import ArtifactRef, AttachmentRef, image_refs
+from protocol.schemas.values import ArtifactRef, AttachmentRef, image_refs, put_at
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,9 +113,7 @@ def request_data(recipe: dict[str, Any], pictures: Mapping[str, Any] | None = No
     for path in inputs(recipe):
         if path not in given:
             raise InvalidRequest(f"The recipe needs the picture that stood at {path}.")
-        *parents, name = path.split(".")
-        place = data[parents[0]][int(parents[1])] if parents else data
-        place[name] = given[path]
+        put_at(data, path, given[path])
     return data
 
 

@@ -66,9 +66,9 @@ def aliases(schema: type[ActionData]) -> dict[str, str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was probably meant to be: of those that only go on where it ends, the first."""
+    """The known name that `name` was probably meant to be: the first that begins or ends with it, or one like it."""
     names, short = list(known), name[:100]
-    longer = [other for other in names if short and other.startswith(f"{short}_")]
+    longer = [other for other in names if short and (other.startswith(f"{short}_") or other.endswith(f"_{short}"))]
     matches = longer or get_close_matches(short, names, n=1, cutoff=0.5)
     return matches[0] if matches else None
 

@@ -4,7 +4,7 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from protocol.limits import INT_MAX
 from protocol.messages import FIRST_FAULT, Int, Name
@@ -19,10 +19,11 @@ LORAS_MAX, CONTROLNETS_MAX = 8, 4
 Prompt = Annotated[str, Field(max_length=10_000)]
 Seed = Annotated[Int, Field(ge=-1, le=INT_MAX)] | Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]
 Sigma = Annotated[float, Field(gt=0)]
-Sigmas = (
-    Literal["karras", "exponential", "beta"]
-    | Annotated[list[Sigma], Field(min_length=1, max_length=STEPS_MAX), FIRST_FAULT]
-)
+Sigmas = Annotated[
+    Annotated[Literal["karras", "exponential", "beta"], Tag("(rule)")]
+    | Annotated[list[Sigma], Field(min_length=1, max_length=STEPS_MAX), FIRST_FAULT, Tag("(list)")],
+    Discriminator(lambda value: "(list)" if isinstance(value, list) else "(rule)"),
+]
 Strength = Annotated[Share, Field(validation_alias=AliasChoices("strength", "denoising_strength"))]
 Border = Annotated[Int, Field(ge=0, le=2048)]
 

@@ -74,3 +74,12 @@ def image_refs(value: Any, path: str = "") -> Iterator[tuple[str, AttachmentRef 
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from image_refs(item, f"{path}.{index}")
+
+
+def put_at(data: dict[str, Any], path: str, value: Any) -> None:
+    """Put `value` into `data`, as it is on the wire, at a path that `image_refs` tells."""
+    *parents, name = path.split(".")
+    place: Any = data
+    for parent in parents:
+        place = place[int(parent) if isinstance(place, list) else parent]
+    place[name] = value

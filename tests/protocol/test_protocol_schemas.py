@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import InvalidRequest, UnknownAction
+from protocol.errors import AtelierError, InvalidRequest, UnknownAction
 from protocol.limits import NAME_LENGTH_MAX
 from protocol.schemas import ACTIONS, find_action, validate_data
-from protocol.schemas.inference import SEED_MAX, Text2ImgData
+from protocol.schemas.base import with_defaults
+from protocol.schemas.inference import SEED_MAX, Img2ImgData, InpaintingData, Text2ImgData
+from protocol.schemas.values import check_references, image_refs, put_at
 
 TEXT2IMG = "inference.text2img"
 INSIDES = re.compile(r"0x[0-9a-f]{6,}|function-|<|pydantic|/|Traceback")
@@ -57,6 +59,37 @@ def test_an_unknown_field_is_told_the_nearest(field: str, nearest: str | None) -
     assert caught.value.details["fields"] == [{"field": field, "problem": "unknown field", "nearest": nearest}]
     if nearest:
         assert f"did you mean {nearest}?" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "nearest"),
+    [
+        ({"output": {"qualty": 9}}, "output.qualty", "quality"),
+        ({"loras": [{"lora_id": "a"}, {"lora_id": "b", "scael": 1}]}, "loras.1.scael", "scale"),
+        ({"controlnets": [{"controlnet_id": "c", "image": b"x", "scale": 1}]}, "controlnets.0.scale",
+         "conditioning_scale"),
+        ({"outpaint": {"width": 8}}, "outpaint.width", None),
+        ({"image": {"attachment": 0, "atachment": 1}}, "image.atachment", "attachment"),
+    ],
+)  # fmt: skip
+def test_an_unknown_field_further_in_is_told_the_nearest_of_that_place(
+    fields: dict[str, Any], field: str, nearest: str | None
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validate_data("inference.inpainting", {"prompt": "x", "image": b"x", "mask_image": b"x", **fields})
+    assert caught.value.details["fields"] == [{"field": field, "problem": "unknown field", "nearest": nearest}]
+
+
+def test_a_word_that_is_none_of_those_allowed_is_told_the_nearest() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        text2img(output={"format": "jpg"})
+    assert caught.value.details["fields"][0]["nearest"] == "jpeg"
+    with pytest.raises(InvalidRequest) as caught:
+        validate_data("controlnet.preprocess", {"image": b"x", "preprocessor": "soft edge"})
+    assert caught.value.details["fields"][0]["nearest"] == "softedge"
+    with pytest.raises(InvalidRequest) as caught:
+        text2img(sigmas=7)
+    assert caught.value.details["fields"][0]["nearest"] is None
 
 
 def test_a_hostile_map_of_unknown_fields_costs_little() -> None:
@@ -124,3 +157,81 @@ def test_a_worker_of_any_name_that_may_say_hello_can_be_drained() -> None:
     validate_data("worker.drain", {"worker_id": "w" * NAME_LENGTH_MAX})
     with pytest.raises(InvalidRequest):
         validate_data("worker.drain", {"worker_id": "w" * (NAME_LENGTH_MAX + 1)})
+
+
+def img2img(**fields: Any) -> Img2ImgData:
+    data = validate_data("inference.img2img", {"prompt": "x", "image": {"attachment": 0}, **fields})
+    assert isinstance(data, Img2ImgData)
+    return data
+
+
+def test_strength_has_a_second_name() -> None:
+    assert img2img().strength == 0.8
+    assert img2img(strength=0.25).strength == img2img(denoising_strength=0.25).strength == 0.25
+    with pytest.raises(InvalidRequest) as caught:
+        img2img(strength=0.25, denoising_strength=0.25)
+    assert caught.value.details["fields"][0]["field"] == "denoising_strength"
+    assert "another name of strength" in caught.value.message
+
+
+def test_a_sessions_default_gives_way_to_a_field_by_either_name() -> None:
+    defaults = {"strength": 0.1, "steps": 9, "echo": 1}
+    given = {"denoising_strength": 0.5}
+    assert with_defaults(Img2ImgData, given, defaults) == {"denoising_strength": 0.5, "steps": 9}
+    assert with_defaults(Img2ImgData, {"steps": 3}, defaults) == {"strength": 0.1, "steps": 3}
+    assert with_defaults(Text2ImgData, {}, defaults) == {"steps": 9}
+
+
+def test_a_mask_may_be_left_out_where_the_picture_is_widened() -> None:
+    data = validate_data("inference.inpainting", {"prompt": "x", "image": b"x", "outpaint": {"top": 8}})
+    assert isinstance(data, InpaintingData)
+    assert (data.mask_image, data.strength, data.mask_blur) == (None, 1.0, 4)
+
+
+def test_sigmas_are_a_rule_or_as_many_falling_numbers_as_steps() -> None:
+    assert text2img(sigmas="beta").sigmas == "beta"
+    assert text2img(sigmas=[9, 4.5, 1], steps=3).sigmas == [9.0, 4.5, 1.0]
+    assert text2img(sigmas=[9.0], steps=1.0).sigmas == [9.0]
+    with pytest.raises(InvalidRequest, match="has 3 numbers for 20 steps"):
+        text2img(sigmas=[9, 4.5, 1])
+
+
+def test_pictures_are_found_wherever_they_stand() -> None:
+    uses = [{"controlnet_id": "c", "image": {"attachment": 3}}, {"controlnet_id": "c", "image": b"x"}]
+    raw = {"prompt": "x", "image": {"artifact_id": "a"}, "mask_image": {"attachment": 1}, "controlnets": uses}
+    data = validate_data("inference.inpainting", raw)
+    assert {path for path, _ in image_refs(data)} == {
+        "image", "mask_image", "controlnets.0.image", "controlnets.1.image"
+    }  # fmt: skip
+    check_references(data, 4)
+    with pytest.raises(InvalidRequest) as caught:
+        check_references(data, 3)
+    assert [item["field"] for item in caught.value.details["fields"]] == ["controlnets.0.image"]
+    assert "3 came with this request" in caught.value.message
+    put_at(raw, "controlnets.0.image", {"attachment": 2})
+    check_references(validate_data("inference.inpainting", raw), 3)
+
+
+def test_a_value_of_any_kind_names_no_picture() -> None:
+    data = validate_data("system.noop", {"echo": {"attachment": 7, "list": [{"attachment": 8}]}})
+    check_references(data, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"loras": [7] * 16_384},
+        {"controlnets": [{"image": {}}] * 16_384},
+        {"sigmas": ["x"] * 16_384},
+        {"sigmas": [1.0] * 16_384},
+        {"controlnets": [{"k" * 1000: 1}] * 4},
+        {"loras": [{f"k{index}": 1 for index in range(2000)}] * 8},
+    ],
+    ids=lambda data: next(iter(data)),
+)
+def test_hostile_lists_cost_little(data: dict[str, Any]) -> None:
+    began = time.process_time()
+    with pytest.raises(AtelierError) as caught:
+        text2img(**data)
+    assert time.process_time() - began < 1
+    assert len(str(caught.value.to_wire())) < 8192

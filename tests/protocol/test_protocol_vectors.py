@@ -14,7 +14,8 @@ from protocol.codec import canonical_request, check_attachments, fingerprint, pa
 from protocol.enums import ErrorCode
 from protocol.errors import AtelierError
 from protocol.messages import FROM_WORKER, TO_CLIENT, TO_WORKER, Message, parse_message, parse_request
-from protocol.schemas import validate_data
+from protocol.schemas import ACTIONS, validate_data
+from protocol.schemas.values import check_references
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "protocol" / "vectors"
@@ -57,7 +58,7 @@ def receive(vector: dict[str, Any]) -> Message | None:
     if (vector["plane"], vector["direction"]) == ("client", "to_orchestrator"):
         message = request = parse_request(header)
         check_attachments(header, sizes)
-        validate_data(request.action, request.data)
+        check_references(validate_data(request.action, request.data), len(sizes))
     else:
         known = {
             ("client", "from_orchestrator"): TO_CLIENT,
@@ -148,6 +149,11 @@ def test_every_kind_of_message_and_event_has_a_valid_vector() -> None:
         *(("worker", "to_orchestrator", kind) for kind in FROM_WORKER),
         *(("worker", "from_orchestrator", kind) for kind in TO_WORKER),
     }
+
+
+def test_every_action_that_works_with_models_has_a_valid_vector() -> None:
+    told = {vector["header"]["action"] for vector in load("requests") if vector["header"] is not None}
+    assert {name for name in ACTIONS if name.partition(".")[0] in ("inference", "lora", "controlnet")} <= told
 
 
 def test_refusals_use_codes_of_the_catalogue() -> None:
