@@ -20,11 +20,19 @@ class Registry:
 
     def __init__(self) -> None:
         self._actions: dict[str, tuple[Action, MakeTask]] = {}
+        self._sharing: set[str] = set()
 
-    def add(self, action: Action, make_task: MakeTask) -> None:
+    def add(self, action: Action, make_task: MakeTask, *, shares: bool = False) -> None:
+        """`shares`: its tasks may be `SharedTask`s, so they are begun beside others."""
         if action.name in self._actions:
             raise ValueError(f"{action.name} is registered already")
         self._actions[action.name] = (action, make_task)
+        if shares:
+            self._sharing.add(action.name)
+
+    def shares(self, name: str) -> bool:
+        """Whether tasks of this action may share their quanta with others."""
+        return name in self._sharing
 
     @property
     def names(self) -> list[str]:

@@ -1,9 +1,8 @@
 """The seam between what an action means (a `Task`) and the worker that runs it (a `Context`).
 
-A quantum is the longest a worker goes without looking at its mailbox. It ends where `Task.step` returns and wherever
-a task calls `Context.quantum`. A task whose loop is its own returns from `step` after each quantum. A task that hands
-the loop to a library (a stock diffusers pipeline, whose denoising loop cannot be left and entered again) makes
-`step` one whole picture and calls `quantum` from the library's per-step callback; both look the same to the worker.
+A quantum is the longest a worker goes without looking at its mailbox. A plain task ends one wherever `step` returns.
+A task that can compute together with other jobs' tasks (`SharedTask`) has units instead, each of which waits in a lane
+for its next quantum; the worker picks a lane and some of its units, and steps them in one go.
 """
 
 from abc import ABC, abstractmethod
@@ -42,6 +41,15 @@ class Resident(Protocol):
 R = TypeVar("R", bound=Resident)
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How forwards that several pictures share are filled. `rows_max`: at most so many rows (guidance takes two a
+    picture). `fixed_rows` None, "fast": the rows that wait, as they are. A number, "reproducible": always so many."""
+
+    rows_max: int = 16
+    fixed_rows: int | None = None
+
+
 class Context(Protocol):
     """What the worker lends a task while it runs. Used on the device thread only."""
 
@@ -60,6 +68,9 @@ class Context(Protocol):
     @property
     def models(self) -> ModelFolder: ...
 
+    @property
+    def padding(self) -> Padding: ...
+
     def quantum(self) -> None:
         """Between two steps: tells the worker that the device lives. Raises Cancelled when the job was cancelled."""
 
@@ -71,6 +82,30 @@ class Context(Protocol):
 
         `nbytes` is an estimate for making room. Raises OutOfMemory and whatever `load` raises.
         """
+
+
+class Lane(Protocol):
+    """Units that wait for the same forward. Lanes are compared by identity."""
+
+    rows_max: int  # in one quantum
+
+    def step(self, units: Sequence[Any]) -> None:
+        """One quantum for all of them. What goes wrong for one is left in its `error`."""
+
+
+class Unit(Protocol):
+    """A part of a shared task that is stepped for itself: one picture."""
+
+    lane: Lane | None  # where it waits for its next quantum; None: it is stepped alone
+    rows: int  # of its lane's batch (guidance takes two)
+    done: bool
+    error: BaseException | None  # what ended it
+
+    def step(self) -> None:
+        """Its next quantum alone, where `lane` is None."""
+
+    def close(self) -> None:
+        """Leave it unfinished: it will not be stepped again."""
 
 
 class Task(ABC):
@@ -87,3 +122,46 @@ class Task(ABC):
     def restore(self, state: bytes) -> None:
         """Go on from a `save` of the same request. Called before the first step, if at all."""
         raise NotImplementedError(f"{type(self).__name__} saves nothing")
+
+
+class SharedTask(Task):
+    """A task of several units, which may share their quanta with units of other tasks."""
+
+    units: Sequence[Unit]
+
+    @abstractmethod
+    def result(self) -> Result:
+        """The answer, once all units are done."""
+
+    def step(self) -> Result | None:
+        """One quantum without company: of the first unit and those of its lane."""
+        first = next(unit for unit in self.units if not unit.done)
+        step_units([unit for unit in self.units if not unit.done and unit.lane is first.lane])
+        for unit in self.units:
+            if unit.error is not None:
+                raise unit.error
+        return self.result() if all(unit.done for unit in self.units) else None
+
+    def close(self) -> None:
+        """The task is over, or left unfinished."""
+        for unit in self.units:
+            unit.close()
+
+
+def step_units(units: Sequence[Unit]) -> None:
+    """One quantum of units of one lane, as many as it takes; without a lane, of the first."""
+    lane = units[0].lane
+    if lane is None:
+        units[0].step()
+    else:
+        lane.step(within_rows(units, lane.rows_max))
+
+
+def within_rows(units: Sequence[Unit], rows_max: int) -> list[Unit]:
+    """The first of `units`, and those after it that fit in `rows_max` together with it."""
+    chosen, rows = [units[0]], units[0].rows
+    for unit in units[1:]:
+        if rows + unit.rows <= rows_max:
+            chosen.append(unit)
+            rows += unit.rows
+    return chosen

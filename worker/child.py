@@ -14,10 +14,12 @@ import structlog
 
 from instructors import inference, registry
 from instructors.models import ModelFolder
+from instructors.task import Padding
 from protocol.messages import Capabilities, Hello
 from worker import hardware, logs
 from worker.delivery import Delivery, Outbox
-from worker.engine import CRASHED, Engine, Workplace
+from worker.engine.engine import CRASHED, Engine
+from worker.engine.workplace import Workplace
 from worker.link import BadEndpoint, Link
 from worker.options import Options, parse
 from worker.pulse import Pulse
@@ -82,6 +84,8 @@ def _workplace(options: Options, device: hardware.Device, delivery: Delivery) ->
         residency=Residency(options.memory_budget or device.default_budget, device.free_cached),
         delivery=delivery,
         pulse=Pulse(options.pulse_fd),
+        padding=Padding(options.rows_max, options.fixed_rows if options.padding == "reproducible" else None),
+        quantum_s=options.quantum_ms / 1000,
     )
 
 

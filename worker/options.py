@@ -7,7 +7,12 @@ from pathlib import Path
 from protocol.limits import NAME_LENGTH_MAX
 
 SLOTS_MAX = 4096
+ROWS_MAX = 1024
 EXAMPLE = "example: python -m worker --connect tcp://127.0.0.1:5556 --device auto --models models"
+PADDING = (
+    "fast: a picture alone equals stock diffusers bit for bit, in company it may differ by 1/255; "
+    "reproducible: the same picture in any company, at some cost (default: fast)"
+)
 EXITS = "exit codes: 0 stopped or drained, 2 wrong usage, 3 refused by the orchestrator, 1 anything else"
 
 
@@ -21,6 +26,10 @@ class Options:
     slots: int
     models: Path | None
     memory_budget: int | None
+    padding: str
+    rows_max: int
+    fixed_rows: int
+    quantum_ms: int
     log_level: str
     quantum_ms_max: int
     load_ms_max: int
@@ -43,9 +52,13 @@ def parser() -> argparse.ArgumentParser:
     add("--connect", required=True, metavar="ENDPOINT", help="the orchestrator's worker plane: ipc://… or tcp://…")
     add("--device", default="auto", help="auto, cpu, or cuda:N (default: auto)")
     add("--name", type=_name, help="worker_id (default: host name and device)")
-    add("--slots", type=_slots, default=1, help="jobs held at a time, the running one included (default: 1)")
+    add("--slots", type=_slots, default=8, help="jobs held at a time (default: 8)")
     add("--models", type=Path, metavar="DIR", help="folder of models in diffusers layout")
     add("--memory-budget", type=_at_least_one, metavar="BYTES", help="for models kept loaded (default: by device)")
+    add("--padding", default="fast", choices=["fast", "reproducible"], help=PADDING)
+    add("--rows-max", type=_rows, default=16, help="of a shared step; guidance takes two a picture (default: 16)")
+    add("--fixed-rows", type=_rows, default=4, help="of every forward where padding is reproducible (default: 4)")
+    add("--quantum-ms", type=_at_least_one, default=1000, help="a shared step is kept under it (default: 1000)")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     add("--quantum-ms-max", type=_at_least_one, default=120_000, help="a longer step counts as hung (default: 120000)")
     add("--load-ms-max", type=_at_least_one, default=600_000, help="the same while loading (default: 600000)")
@@ -72,6 +85,13 @@ def _slots(text: str) -> int:
     number = _at_least_one(text)
     if number > SLOTS_MAX:
         raise argparse.ArgumentTypeError(f"must be at most {SLOTS_MAX}")
+    return number
+
+
+def _rows(text: str) -> int:
+    number = _at_least_one(text)
+    if number > ROWS_MAX:
+        raise argparse.ArgumentTypeError(f"must be at most {ROWS_MAX}")
     return number
 
 

@@ -32,7 +32,7 @@ from protocol.messages import (
     parse_message,
 )
 from worker.delivery import Outbox, cancelled_result
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.jobs import HeldJobs, Job
 from worker.link import Link
 

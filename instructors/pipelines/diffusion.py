@@ -1,23 +1,29 @@
-"""Stock diffusers pipelines of any text-to-image family, loaded from a checked folder."""
+"""Stock diffusers pipelines of any family, loaded from a checked folder."""
 
 import inspect
 import io
 from collections.abc import Callable
 from copy import copy
 from math import lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import structlog
 import torch
 import transformers
-from diffusers import AutoPipelineForText2Image
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from PIL import Image
 
 from instructors.memory import is_out_of_memory
 from instructors.models import Model
+from instructors.pipelines import streams
 from instructors.pipelines.schedulers import SchedulerBank
+from instructors.pipelines.sharing import share
+from instructors.task import Context, Padding
 from protocol.errors import AtelierError, InvalidRequest, ModelInvalid
+
+if TYPE_CHECKING:
+    from instructors.pictures import Kind, Plan
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
 PREVIEW_QUALITY = 80
@@ -28,6 +34,11 @@ for library in (diffusers, transformers):
 log = structlog.get_logger("instructors.diffusion")
 
 OnStep = Callable[[int, int, Any], None]  # (steps done, steps in all, latents)
+AUTO = {
+    "text2img": AutoPipelineForText2Image,
+    "img2img": AutoPipelineForImage2Image,
+    "inpainting": AutoPipelineForInpainting,
+}
 
 
 def dtype_for(device: str, model: Model) -> torch.dtype:
@@ -41,15 +52,16 @@ def dtype_for(device: str, model: Model) -> torch.dtype:
 class LoadedModel:
     """A pipeline in the device's memory. `name` and `nbytes` are for the worker's residency."""
 
-    def __init__(self, model: Model, pipeline: Any) -> None:
+    def __init__(self, model: Model, pipeline: Any, padding: Padding) -> None:
         self.model = model
         self.name = model.model_id
         self.nbytes = _nbytes(pipeline)
         self.dtype = str(pipeline.dtype).removeprefix("torch.")
         self.schedulers = SchedulerBank(pipeline.scheduler)
+        self.shared = share(pipeline, padding)
         self._pipeline = pipeline
-        self._accepts = inspect.signature(pipeline.__call__).parameters
-        if "callback_on_step_end" not in self._accepts:
+        self._pipelines: dict[str, Any] = {"text2img": pipeline}
+        if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
             raise ModelInvalid("This family's pipeline cannot be stopped between steps, so it is not run.")
 
     @property
@@ -73,40 +85,57 @@ class LoadedModel:
         """Pixels per latent and side."""
         return int(getattr(self._pipeline, "vae_scale_factor", 8))
 
-    def check(self, arguments: dict[str, Any]) -> None:
+    def pipeline(self, kind: "Kind") -> Any:
+        """The family's pipeline for this kind of work, with the same components. Raises InvalidRequest."""
+        found = self._pipelines.get(kind)
+        if found is None:
+            try:
+                found = AUTO[kind].from_pipe(self._pipeline)
+            except ValueError:
+                raise InvalidRequest(f"Models of the family {self.model.family} cannot do {kind}.") from None
+            found.set_progress_bar_config(disable=True)
+            self._pipelines[kind] = found
+        return found
+
+    def check(self, plan: "Plan") -> None:
         """Raise InvalidRequest for what this family has no use for."""
-        for name in arguments:
-            if name not in self._accepts:
+        accepts = inspect.signature(self.pipeline(plan.kind).__call__).parameters
+        for name in plan.arguments:
+            if name not in accepts:
                 raise InvalidRequest(f"Models of the family {self.model.family} take no {name}.")
 
-    def generate(self, arguments: dict[str, Any], scheduler: Any, seed: int, on_step: OnStep) -> Image.Image:
+    def generate(self, plan: "Plan", scheduler: Any, seed: int, on_step: OnStep) -> Image.Image:
         """One picture. `on_step` is called after each denoising step; what it raises ends the picture at once."""
-        view = copy(self._pipeline)  # the weights are shared, the scheduler is not
+        view = copy(self.pipeline(plan.kind))  # the weights are shared, the scheduler is not
         view.scheduler = scheduler
+        if self.shared:
+            view.upcast_vae = _nothing  # the shared decoder sees to it, for all that it decodes together
 
         def after_step(pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            steps = len(pipeline.scheduler.timesteps)
+            steps = pipeline.num_timesteps  # fewer than the scheduler has where a picture is only changed in part
             if index + 1 == steps and not bool(torch.isfinite(tensors["latents"]).all()):
                 raise InvalidRequest(
                     "The picture ended in values that are not numbers; try a lower guidance_scale, more steps or "
                     "another scheduler."
                 )
             on_step(index + 1, steps, tensors["latents"])
+            if not self.shared and streams.current():
+                streams.wait(None, 1, None)  # a shared module's next call stops by itself
             return {}
 
         try:
             generator = torch.Generator("cpu").manual_seed(seed)  # the same noise on every kind of device
-            return view(**arguments, generator=generator, callback_on_step_end=after_step).images[0]
+            return view(**plan.arguments, generator=generator, callback_on_step_end=after_step).images[0]
         finally:
             view.maybe_free_model_hooks()
 
-    def preview(self, latents: Any, width: int | None, height: int | None) -> Callable[[], bytes] | None:
+    def preview(self, latents: Any, arguments: dict[str, Any]) -> Callable[[], bytes] | None:
         """What makes a small JPEG of unfinished latents: the decode is done now, on the device, the rest later.
 
         None where the family's latents are not laid out as a picture. Early previews are noise, as the latents are.
         """
         try:
-            pixels = self._decode_small(latents, width, height)
+            pixels = self._decode_small(latents, arguments.get("width"), arguments.get("height"))
         except Exception as error:  # a preview is a courtesy: the picture goes on without it
             log.info("no preview", model_id=self.name, error=repr(error))
             return None
@@ -126,11 +155,19 @@ class LoadedModel:
             latents = torch.nn.functional.interpolate(latents.float(), scale_factor=shrink, mode="area")
         latents = latents / latents.float().std().clamp(min=1)  # some schedulers' latents start enormous
         latents = latents.to(vae.dtype) / scaling_factor + (getattr(vae.config, "shift_factor", 0) or 0)
-        decoded = vae.decode(latents, return_dict=False)[0][0].float().nan_to_num()
+        decoded = type(vae).decode(vae, latents, return_dict=False)[0][0].float().nan_to_num()
         return decoded.mul(127.5).add(127.5).clamp(0, 255).byte().permute(1, 2, 0).cpu()
 
 
-def load(model: Model, device: str) -> LoadedModel:
+def resident(model_id: str | None, context: Context) -> LoadedModel:
+    """The model of this name, loaded on the context's device. Raises what `ModelFolder.find` and `load` raise."""
+    model = context.models.find(model_id)
+    key = f"{model.model_id} {model.content_hash}"  # changed files make another model
+    nbytes = model.elements * dtype_for(context.device, model).itemsize
+    return context.resident(key, nbytes, lambda: load(model, context.device, context.padding))
+
+
+def load(model: Model, device: str, padding: Padding) -> LoadedModel:
     """Load a checked model onto a device. Raises ModelInvalid; running out of memory passes through."""
     options: dict[str, Any] = {name: None for name, there in model.components.items() if not there}
     if "safety_checker" in model.components:
@@ -142,7 +179,7 @@ def load(model: Model, device: str) -> LoadedModel:
             model.path, local_files_only=True, use_safetensors=True, dtype=dtype_for(device, model), **options
         ).to(device)
         pipeline.set_progress_bar_config(disable=True)
-        return LoadedModel(model, pipeline)
+        return LoadedModel(model, pipeline, padding)
     except AtelierError:
         raise
     except Exception as error:  # the libraries raise of every kind on files that do not fit together
@@ -150,6 +187,10 @@ def load(model: Model, device: str) -> LoadedModel:
             raise
         log.warning("a model cannot be loaded", model_id=model.model_id, error=repr(error))
         raise ModelInvalid("The model's files do not make a text-to-image pipeline.") from None
+
+
+def _nothing() -> None:
+    pass
 
 
 def _only_fp16(model: Model) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from instructors.models import ModelFolder
 from instructors.registry import Registry, load
-from instructors.task import Blob, R, Result
+from instructors.task import Blob, Padding, R, Result
 from protocol.enums import EventName
 from protocol.errors import Cancelled
 from tests.instructors import tiny
@@ -23,6 +23,7 @@ class Desk:
 
     device = device_kind = "cpu"
     blobs: Sequence[Blob] = ()
+    padding = Padding()
 
     def __init__(self, root: Path | None) -> None:
         self.models = ModelFolder(root)

@@ -1,0 +1,129 @@
+"""Which modules of a pipeline several pictures share, family by family. What is not named here is not shared."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import structlog
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from instructors.pipelines import streams
+from instructors.pipelines.lanes import Call, SharedForward, Sharing
+from instructors.task import Padding
+
+TEXT_ROWS_MAX = 32
+TEXT_CACHE_BYTES = 128 * 1024 * 1024
+DECODE_LATENTS = 4 * 64 * 64  # latent pixels in one decode: four pictures of 512 x 512, one of 1024 x 1024
+DECODE_ROWS_MAX = 16
+
+UNET = Sharing(
+    per_row={"timestep": ()},
+    optional=frozenset({"down_block_additional_residuals", "mid_block_additional_residual"}),
+    ignored=frozenset({"cross_attention_kwargs"}),  # of LoRAs, which have a way of their own
+)
+CONTROLNET = Sharing(per_row={"timestep": (), "conditioning_scale": (1, 1, 1)})
+DECODE = Sharing(ignored=frozenset({"generator"}))  # this family's decoder draws nothing
+TEXT = Sharing()
+
+log = structlog.get_logger("instructors.sharing")
+
+
+class TextForward(SharedForward):
+    """A text encoder's forward, with a memory: the same text with the same LoRAs is encoded once."""
+
+    def __init__(self, forward: Any, padding: Padding, **options: Any) -> None:
+        super().__init__(forward, TEXT, padding, **options)
+        self._known: OrderedDict[Any, tuple[Any, int, bool]] = OrderedDict()  # -> (result, bytes, exact)
+        self._nbytes = 0
+
+    def rows_max(self, call: Call) -> int:
+        return TEXT_ROWS_MAX
+
+    def _wait(self, call: Call, key: Hashable) -> Any:
+        text = (key, call.mix, tuple(tensor.cpu().numpy().tobytes() for tensor in call.tensors.values()))
+        known = self._known.get(text)
+        if known is not None and (known[2] or not streams.alone()):  # alone, a picture equals stock to the last bit
+            self._known.move_to_end(text)
+            return known[0]
+        result = super()._wait(call, key)
+        self._remember(text, result, call.exact)
+        return result
+
+    def _remember(self, text: Hashable, result: Any, exact: bool) -> None:
+        before = self._known.pop(text, None)
+        nbytes = _nbytes(result)
+        self._known[text] = (result, nbytes, exact)
+        self._nbytes += nbytes - (before[1] if before else 0)
+        while self._nbytes > TEXT_CACHE_BYTES:
+            _, (_, freed, _) = self._known.popitem(last=False)
+            self._nbytes -= freed
+
+
+class DecodeForward(SharedForward):
+    """The VAE's decoder. In half precision some pictures overflow: those are decoded again in full."""
+
+    def __init__(self, vae: Any, padding: Padding) -> None:
+        super().__init__(vae.decode, DECODE, padding)
+        self._vae = vae
+
+    def rows_max(self, call: Call) -> int:
+        height, width = call.tensors["z"].shape[-2:]
+        return max(1, min(DECODE_ROWS_MAX, DECODE_LATENTS // (height * width)))
+
+    def _invoke(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._vae.dtype != torch.float16:
+            return self._forward(z, *args, **kwargs)
+        if not self._vae.config.force_upcast:
+            result = self._forward(z, *args, **kwargs)
+            if not _damaged(result[0]):
+                return result
+            log.info("a picture overflowed: decoding it again in float32")
+        self._vae.to(torch.float32)
+        try:
+            result = self._forward(z.float(), *args, **kwargs)
+        finally:
+            self._vae.to(torch.float16)
+        return (result[0].half(),)
+
+
+def share(pipeline: Any, padding: Padding) -> bool:
+    """Make the pipeline's modules wait for company when they are called within a stream. False: its family has no
+    lanes, and it runs as it is."""
+    if type(pipeline.components.get("unet")) is not UNet2DConditionModel:
+        return False
+    if type(pipeline.components.get("vae")) is not AutoencoderKL:
+        return False
+    _share_forward(pipeline.unet, lambda forward: SharedForward(forward, UNET, padding))
+    for name in ("text_encoder", "text_encoder_2"):
+        encoder = pipeline.components.get(name)
+        if isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
+            _share_forward(encoder, lambda forward: TextForward(forward, padding))
+    if not isinstance(pipeline.vae.decode, DecodeForward):
+        pipeline.vae.decode = DecodeForward(pipeline.vae, padding)
+    return True
+
+
+def share_controlnet(controlnet: ControlNetModel, padding: Padding) -> None:
+    """The same for a ControlNet."""
+    _share_forward(controlnet, lambda forward: SharedForward(forward, CONTROLNET, padding))
+
+
+def _share_forward(module: Any, make: Callable[[Any], SharedForward]) -> None:
+    if not isinstance(module.forward, SharedForward):  # a component may belong to several models
+        module.forward = make(module.forward)
+
+
+def _damaged(images: torch.Tensor) -> bool:
+    """Whether a picture of this batch is black all over or holds values that are not numbers."""
+    flat = images.flatten(1)
+    return not bool((torch.isfinite(flat).all(1) & (flat.amax(1) > -1)).all())
+
+
+def _nbytes(result: Any) -> int:
+    if isinstance(result, torch.Tensor):
+        return result.nbytes
+    if isinstance(result, dict):
+        return sum(_nbytes(item) for item in result.values())
+    return sum(_nbytes(item) for item in result) if isinstance(result, list | tuple) else 0

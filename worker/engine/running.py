@@ -1,0 +1,169 @@
+"""A job that was begun: its task, how far it is, and what it answers."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from instructors.memory import is_out_of_memory
+from instructors.task import Lane, Result, SharedTask, Task, Unit
+from protocol.enums import ErrorCode
+from protocol.errors import AtelierError, error_map
+from protocol.messages import WorkerResult
+from worker.engine.planner import Waiting
+from worker.engine.workplace import JobContext, Workplace
+from worker.jobs import Job
+from worker.logs import current_job
+
+log = structlog.get_logger("worker.engine")
+
+
+class Plain:
+    """The one unit of a task that shares nothing."""
+
+    def __init__(self, task: Task, context: JobContext) -> None:
+        self._task, self._context = task, context
+        self.lane: Lane | None = None
+        self.rows = 1
+        self.done = False
+        self.error: BaseException | None = None
+        self.result: Result | None = None
+
+    def step(self) -> None:
+        try:
+            self.result = self._task.step()
+            if self.result is None:
+                self._context.quantum()
+        except Exception as error:
+            self.error = error
+        self.done = self.error is not None or self.result is not None
+
+    def close(self) -> None:
+        self.done = True
+
+
+class Running:
+    """One attempt at work. `over` when `result` and `error` say how it ended."""
+
+    def __init__(self, place: Workplace, job: Job, order: int) -> None:
+        self.job = job
+        self._place = place
+        self._order = order
+        self._begun = time.monotonic()
+        self._context = JobContext(place, job)
+        self._task: Task | None = None
+        self.out_of_memory = False  # and to be tried again
+        self._retried = False
+        self.waiting: list[Waiting] = []
+        self.result = Result({})
+        self.error: dict[str, Any] | None = None
+        self.over = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Does it share nothing with others?"""
+        return not isinstance(self._task, SharedTask)
+
+    def begin(self) -> None:
+        """Make the task; models are loaded here."""
+        with Named(self.job):
+            try:
+                assign = self.job.assign
+                task = self._task = self._place.registry.make_task(assign.action, assign.data, self._context)
+            except Exception as error:
+                self._failed(error)
+            else:
+                units: Sequence[Unit] = task.units if isinstance(task, SharedTask) else [Plain(task, self._context)]
+                now = time.monotonic()
+                priority = self.job.assign.priority
+                self.waiting = [Waiting(unit, priority, self._order, now) for unit in units]
+
+    def look(self) -> None:
+        """After a quantum of some of its units: has it ended?"""
+        if any(entry.unit.error is not None for entry in self.waiting):
+            with Named(self.job):
+                self._failed(next(entry.unit.error for entry in self.waiting if entry.unit.error is not None))
+        elif all(entry.unit.done for entry in self.waiting):
+            self.over = True
+            try:
+                self.result = self._answer()
+            except Exception as error:
+                self._failed(error)
+        else:
+            self.waiting = [entry for entry in self.waiting if not entry.unit.done]
+
+    def _answer(self) -> Result:
+        if isinstance(self._task, SharedTask):
+            return self._task.result()
+        unit = self.waiting[0].unit
+        assert isinstance(unit, Plain)
+        assert unit.result is not None
+        return unit.result
+
+    def _failed(self, error: BaseException) -> None:
+        self._drop()
+        self.over = True
+        if is_out_of_memory(error):
+            self.out_of_memory, self.error = not self._retried, error_map(ErrorCode.OUT_OF_MEMORY)
+        elif isinstance(error, AtelierError):
+            if not self.job.cancelled:
+                log.info("refused", code=error.code.value, message=error.message)
+            self.error = error.to_wire()
+        else:
+            log.error("failed", action=self.job.assign.action, exc_info=error)
+            self.error = error_map(ErrorCode.INTERNAL)
+
+    def try_again(self) -> None:
+        """Once more from the start after it ran out of memory, if unused models can give way. Called outside the
+        error's handler: its traceback holds the tensors."""
+        self.out_of_memory, self._retried = False, True
+        self._place.device.free_cached()
+        if self._place.residency.evict_unused():
+            log.warning("out of memory: trying again with nothing else loaded")
+            self.over, self.error = False, None
+            self.begin()
+
+    def cancel(self) -> None:
+        """Leave it between two quanta."""
+        self._drop()
+        self.over = True
+
+    def _drop(self) -> None:
+        if isinstance(self._task, SharedTask):
+            self._task.close()
+        self._task, self.waiting = None, []
+        self._context.close()
+
+    def deliver(self) -> None:
+        """Send the result of an attempt that is over."""
+        self._drop()
+        if self.job.cancelled:  # perhaps only after the last quantum
+            self.result, self.error = Result({}), error_map(ErrorCode.CANCELLED)
+        job_id, attempt = self.job.key
+        load_s = self._context.load_s
+        message = WorkerResult(
+            job_id=job_id,
+            attempt=attempt,
+            success=self.error is None,
+            data=self.result.data,
+            error=self.error,
+            load_ms=round(load_s * 1000),
+            running_ms=round((time.monotonic() - self._begun - load_s) * 1000),
+        )
+        with Named(self.job):
+            self._place.delivery.send(self.job, message, self.result.blobs)
+            log.debug("ended", action=self.job.assign.action, success=self.error is None, cancelled=self.job.cancelled)
+
+
+class Named:
+    """Lines logged meanwhile name this job."""
+
+    def __init__(self, job: Job) -> None:
+        self._name = (job.assign.request_id, job.assign.job_id)
+
+    def __enter__(self) -> None:
+        current_job.set(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        current_job.set(None)

@@ -1,0 +1,94 @@
+"""What the jobs of a worker share, and what it lends to each."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from instructors.models import ModelFolder
+from instructors.registry import Registry
+from instructors.task import Blob, Padding, R
+from protocol.enums import EventName
+from protocol.errors import Cancelled
+from protocol.messages import WorkerEvent
+from worker.delivery import Delivery
+from worker.hardware import Device
+from worker.jobs import Job
+from worker.pulse import Pulse
+from worker.residency import Residency
+
+log = structlog.get_logger("worker.engine")
+
+
+@dataclass(slots=True)
+class Workplace:
+    """What the jobs of this process share. `quantum_s`: how long a quantum of several units may take."""
+
+    registry: Registry
+    device: Device
+    models: ModelFolder
+    residency: Residency
+    delivery: Delivery
+    pulse: Pulse
+    padding: Padding
+    quantum_s: float
+
+
+class JobContext:
+    """`instructors.task.Context` for one job."""
+
+    __slots__ = ("_job", "_pins", "_place", "load_s")
+
+    def __init__(self, place: Workplace, job: Job) -> None:
+        self._place = place
+        self._job = job
+        self._pins: list[str] = []
+        self.load_s = 0.0
+
+    @property
+    def blobs(self) -> Sequence[Blob]:
+        return self._job.blobs
+
+    @property
+    def device(self) -> str:
+        return self._place.device.device_id
+
+    @property
+    def device_kind(self) -> str:
+        return self._place.device.kind
+
+    @property
+    def models(self) -> ModelFolder:
+        return self._place.models
+
+    @property
+    def padding(self) -> Padding:
+        return self._place.padding
+
+    def quantum(self) -> None:
+        self._place.pulse.beat()
+        if self._job.cancelled:
+            raise Cancelled
+
+    def emit(self, event: EventName, data: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
+        job_id, attempt = self._job.key
+        self._place.delivery.send(self._job, WorkerEvent(job_id=job_id, attempt=attempt, event=event, data=data), blobs)
+
+    def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
+        residency = self._place.residency
+        value: Any = residency.get(key)
+        if value is None:
+            begun = time.monotonic()
+            with self._place.pulse.loading():
+                value = residency.load(key, nbytes, load)
+            self.load_s += time.monotonic() - begun
+            log.info("loaded", key=key, nbytes=value.nbytes, load_ms=round(self.load_s * 1000))
+        self._pins.append(key)
+        return value
+
+    def close(self) -> None:
+        for key in self._pins:
+            self._place.residency.unpin(key)
+        self._pins.clear()
