@@ -138,7 +138,7 @@ class ChangeData(PictureData):
 class Img2ImgData(ChangeData):
     """A share `strength` of the steps is run, from a noisy version of the image."""
 
-    strength: Strength = 0.8  # how much to change, 0: nothing; also taken as `denoising_strength`
+    strength: Strength = 0.8  # how much to change; also taken as `denoising_strength`
 
 
 class Outpaint(ActionData):
@@ -160,7 +160,7 @@ class InpaintingData(ChangeData):
     outpaint: Outpaint | None = None  # widen the image first (width and height are those after it); null: no
     mask_image: ImageRef | None = Field(default=None, validate_default=True)
     # of the image's size: white is repainted; null: only what `outpaint` adds
-    strength: Strength = 1.0  # how much to change, 1: ignore what is there; also taken as `denoising_strength`
+    strength: Strength = 1.0  # how much to change; 1: what was there is forgotten; also taken as `denoising_strength`
     mask_blur: Annotated[Int, Field(ge=0, le=64)] = 4  # softens the mask's edge, in pixels of the image
     invert_mask: bool = False  # black is repainted instead
     padding_mask_crop: Annotated[Int, Field(ge=0, le=512)] | None = None
