@@ -6,10 +6,12 @@ folder's name. Everything here is read from the header; no tensor is loaded and 
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ LAYOUTS = {  # how each layout names the half that a LoRA's other half is found 
 log = structlog.get_logger("instructors.lora_files")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoraFile:
     """A LoRA whose header was checked: two halves for each layer, and nothing of a kind that is not applied here.
 
@@ -66,7 +68,15 @@ class LoraFile:
     trigger_words: tuple[str, ...]
     nbytes: int  # of the file
     elements: int  # numbers in its tensors
-    content_hash: str
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 in hex. Reads the whole file once: a list of many LoRAs does without. Raises ModelInvalid."""
+        try:
+            with self.path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            raise ModelInvalid("This LoRA's file cannot be read, or has changed just now.") from None
 
     def to_wire(self) -> dict[str, Any]:
         """The entry in `lora.list`."""
@@ -148,8 +158,6 @@ def read(path: Path, lora_id: str) -> LoraFile:
     layout = _layout(shapes)
     config = _config(metadata.get(CONFIG))
     downs = _halves(shapes, layout)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return LoraFile(
         lora_id=lora_id,
         path=path,
@@ -161,8 +169,7 @@ def read(path: Path, lora_id: str) -> LoraFile:
         base_model=_base_model(shapes, metadata),
         trigger_words=_trigger_words(metadata),
         nbytes=path.stat().st_size,
-        elements=check_weights(path),
-        content_hash=digest,
+        elements=sum(math.prod(shape) for shape in shapes.values()),
     )
 
 
@@ -203,6 +210,9 @@ def _layout(shapes: Mapping[str, Any]) -> str:
 def _halves(shapes: Mapping[str, tuple[int, ...]], layout: str) -> list[str]:
     """The names of the first halves. Raises ModelInvalid where the two halves of a layer do not make one."""
     down, up = LAYOUTS[layout]
+    others = [name for name in shapes if not name.endswith((down, up, ".alpha"))]
+    if others:
+        raise ModelInvalid(f"This LoRA has a tensor of no known use: {min(others)[:100]!r}.")
     stems = [name.removesuffix(down) for name in shapes if name.endswith(down)]
     alone = {name.removesuffix(up) for name in shapes if name.endswith(up)}.symmetric_difference(stems)
     if alone:

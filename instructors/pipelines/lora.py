@@ -41,11 +41,17 @@ class Adapter:
     """A loaded LoRA. `name` and `nbytes` are for the worker's residency. `deltas`: component -> layer -> delta."""
 
     name: str
+    content_hash: str
     nbytes: int
     deltas: Mapping[str, Mapping[str, Delta]]
 
 
 Mix = tuple[tuple[Adapter, float], ...]  # the adapters of one row with their scales; empty: the base
+
+
+def mix_key(component: str, mix: Mix) -> tuple[tuple[str, float], ...]:
+    """What a mix means to a component, for caches of its results: equal for equal files, and holds no adapter."""
+    return tuple((adapter.content_hash, scale) for adapter, scale in mix if scale and adapter.deltas.get(component))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ class LoraBase:
             log.warning("a LoRA cannot be loaded", lora_id=file.lora_id, error=repr(error))
             raise ModelInvalid("This LoRA's file cannot be read, or has changed just now.") from None
         nbytes = sum(d.down.nbytes + d.up.nbytes for layers in deltas.values() for d in layers.values())
-        return Adapter(file.lora_id, nbytes, deltas)
+        return Adapter(file.lora_id, file.content_hash, nbytes, deltas)
 
     def _delta(self, target: Target, read: Callable[[str], Tensor]) -> Delta:
         down, up = (read(name).to(self._device, self._dtype) for name in (target.down, target.up))

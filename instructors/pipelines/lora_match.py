@@ -49,11 +49,7 @@ def match(file: LoraFile, parts: Mapping[str, nn.Module]) -> list[Target]:
     Raises ModelInvalid where any tensor has no such layer, or not its shape.
     """
     names = _converted(file, parts)
-    problems = [
-        f"{component} has no layer for {len(names[component])} tensors"
-        for component in names
-        if names[component] and component not in parts
-    ]
+    problems = [f"the model has no {component}" for component in names if names[component] and component not in parts]
     targets = []
     for component, part in parts.items():
         layers = {name: module for name, module in part.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
