@@ -9,6 +9,7 @@ from orchestrator.client.errors import ClientClosed, ServerUnreachable
 from orchestrator.client.events import JobEvent
 from orchestrator.client.job import Job
 from orchestrator.client.local import LocalServer, StartFailed
+from orchestrator.client.pictures import attach_pictures
 from orchestrator.client.results import Blob, Image, Result
 from orchestrator.client.sync import Client
 
@@ -26,4 +27,5 @@ __all__ = [
     "Result",
     "ServerUnreachable",
     "StartFailed",
+    "attach_pictures",
 ]

@@ -17,15 +17,21 @@ from orchestrator.client.core import (
     ClientCore,
     Data,
     EventKind,
+    Pending,
     RequestOptions,
-    split_options,
+    split_picture,
+    validation,
 )
 from orchestrator.client.events import EventStream, JobEvent
 from orchestrator.client.job import Job
-from orchestrator.client.results import Blob, Result
+from orchestrator.client.pictures import Picture, attach_pictures
+from orchestrator.client.results import Blob, Image, Result
 from protocol.enums import Status
 from protocol.schemas.artifact import ArtifactInfo
+from protocol.schemas.controlnet import ControlNetListResult
+from protocol.schemas.inference import ValidateResult
 from protocol.schemas.job import CancelResult, JobInfo, JobListResult
+from protocol.schemas.lora import LoraInfo, LoraListResult
 from protocol.schemas.model import ModelListResult
 from protocol.schemas.session import SessionCancelResult, SessionInfo, SessionListResult
 from protocol.schemas.system import CapabilitiesResult, InfoResult, PingResult, StatsResult
@@ -114,6 +120,8 @@ class AsyncClient:
         self.jobs = AsyncJobs(self)
         self.sessions = AsyncSessions(self)
         self.artifacts = AsyncArtifacts(self)
+        self.loras = AsyncLoras(self)
+        self.controlnets = AsyncControlNets(self)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -169,14 +177,49 @@ class AsyncClient:
 
     async def text2img(self, prompt: str, *, timeout_s: float | None = None, **fields: Any) -> Result:
         """Pictures for a prompt: `result.images`. `fields` are those of `Text2ImgData` and of `RequestOptions`."""
-        data, options = split_options(fields)
-        return await self.run("inference.text2img", {"prompt": prompt, **data}, timeout_s=timeout_s, **options)
+        return await self._paint("inference.text2img", {"prompt": prompt, **fields}, timeout_s)
+
+    async def img2img(self, prompt: str, image: Picture, *, timeout_s: float | None = None, **fields: Any) -> Result:
+        """Pictures from a picture (a path, bytes, a PIL image). `fields` are those of `Img2ImgData`: `strength`, …"""
+        return await self._paint("inference.img2img", {"prompt": prompt, "image": image, **fields}, timeout_s)
+
+    async def inpainting(
+        self,
+        prompt: str,
+        image: Picture,
+        mask_image: Picture | None = None,
+        *,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Result:
+        """The picture with its part repainted where the mask is white, or widened, as `Client.inpainting`."""
+        data = {"prompt": prompt, "image": image, "mask_image": mask_image, **fields}
+        return await self._paint("inference.inpainting", data, timeout_s)
+
+    async def _paint(self, action: str, fields: dict[str, Any], timeout_s: float | None) -> Result:
+        data, options = await asyncio.to_thread(split_picture, fields)  # it reads files and encodes
+        return await self.run(action, data, timeout_s=timeout_s, **options)
+
+    async def validate(
+        self,
+        action: str,
+        data: Data | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ValidateResult:
+        """Would this request run, where and how long? Nothing is done; a refusal is told in `error`, not raised."""
+        asked, header = await asyncio.to_thread(validation, action, data, options)
+        result = await self._answer(self.core.ask("inference.validate", asked, **header), timeout_s)
+        return result.parse(ValidateResult)
 
     async def call(
         self, action: str, data: Data | None = None, *, attachments: Sequence[Blob] = (), timeout_s: float | None = None
     ) -> Result:
         """One request, one answer: for what the orchestrator answers itself."""
-        pending = self.core.ask(action, data, attachments)
+        return await self._answer(self.core.ask(action, data, attachments), timeout_s)
+
+    async def _answer(self, pending: Pending, timeout_s: float | None) -> Result:
         try:
             return await self.wait(pending.future, timeout_s)
         except BaseException:
@@ -286,3 +329,41 @@ class AsyncArtifacts:
 
     async def get(self, artifact_id: str) -> Blob:
         return (await self._client.call("artifact.get", {"artifact_id": artifact_id})).only_attachment()
+
+
+class AsyncLoras:
+    """`client.loras`, as `Loras`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self, **options: Unpack[RequestOptions]) -> "list[LoraInfo]":
+        return (await self._client.run("lora.list", **options)).parse(LoraListResult).loras
+
+    async def load(self, lora_id: str, model_id: str | None = None, **options: Unpack[RequestOptions]) -> LoraInfo:
+        data = {"lora_id": lora_id, "model_id": model_id}
+        return (await self._client.run("lora.load", data, **options)).parse(LoraInfo)
+
+    async def unload(self, lora_id: str, **options: Unpack[RequestOptions]) -> LoraInfo:
+        return (await self._client.run("lora.unload", {"lora_id": lora_id}, **options)).parse(LoraInfo)
+
+
+class AsyncControlNets:
+    """`client.controlnets`, as `ControlNets`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self, **options: Unpack[RequestOptions]) -> ControlNetListResult:
+        return (await self._client.run("controlnet.list", **options)).parse(ControlNetListResult)
+
+    async def preprocess(
+        self,
+        image: Picture,
+        preprocessor: str,
+        resolution: int | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Image:
+        fields = {"image": image, "preprocessor": preprocessor, "resolution": resolution}
+        data, options["attachments"] = await asyncio.to_thread(attach_pictures, fields)
+        return (await self._client.run("controlnet.preprocess", data, **options)).only_image()

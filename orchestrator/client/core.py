@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from orchestrator.client.calls import Answer, Call, encode
 from orchestrator.client.connection import Connection
 from orchestrator.client.events import EventStream, JobEvent
+from orchestrator.client.pictures import attach_pictures
 from orchestrator.client.results import Blob, Result
 from protocol.codec import attachment_list
 from protocol.errors import AtelierError
@@ -39,12 +40,20 @@ class RequestOptions(TypedDict, total=False):
     attachments: Sequence[Blob]
 
 
-def split_options(fields: dict[str, Any]) -> tuple[dict[str, Any], RequestOptions]:
-    """Keyword arguments parted into `data` and options."""
+def split_picture(fields: dict[str, Any]) -> tuple[dict[str, Any], RequestOptions]:
+    """Keyword arguments parted into `data`, with its pictures as attachments, and options."""
     names = RequestOptions.__annotations__
-    options = {name: value for name, value in fields.items() if name in names}
+    options = RequestOptions(**{name: value for name, value in fields.items() if name in names})  # type: ignore[typeddict-item]
     data = {name: value for name, value in fields.items() if name not in names}
-    return data, RequestOptions(**options)  # type: ignore[typeddict-item]
+    data, blobs = attach_pictures(data, options.get("attachments", ()))
+    return data, RequestOptions(**{**options, "attachments": blobs}) if blobs else options
+
+
+def validation(action: str, data: Data | None, options: RequestOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `data` and header fields of an `inference.validate`. Pictures are named in it, but not sent."""
+    named, _ = attach_pictures(_wire_data(data))
+    header = {name: value for name, value in options.items() if name != "attachments"}
+    return {"action": action, "data": named}, header
 
 
 def new_future() -> "Future[Any]":
@@ -128,11 +137,17 @@ class ClientCore:
         )
 
     def ask(
-        self, action: str, data: Data | None = None, blobs: Sequence[Blob] = (), *, internal: bool = False
+        self,
+        action: str,
+        data: Data | None = None,
+        blobs: Sequence[Blob] = (),
+        *,
+        internal: bool = False,
+        **fields: Any,
     ) -> Pending:
-        """Send a request that has one answer and no events."""
+        """Send a request that has one answer and no events; `fields` are its other header fields."""
         pending = Pending()
-        request = self.request(action, data, blobs)
+        request = self.request(action, data, blobs, **fields)
         pending.call = Call(request, encode(request, [blob.content for blob in blobs]), pending)
         self.connection.start(pending.call, internal=internal)
         return pending

@@ -14,7 +14,10 @@ from orchestrator.client.errors import IMAGES_EXTRA
 from protocol.errors import MalformedMessage, PayloadTooLarge
 from protocol.messages import Attachment, Response, Timing
 from protocol.recipe import PIXELS_MAX
-from protocol.schemas.inference import ImageInfo, ImagesResult
+from protocol.schemas.base import ResultData
+from protocol.schemas.controlnet import ControlImage
+from protocol.schemas.inference import ImageInfo
+from protocol.schemas.values import PictureInfo
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 M = TypeVar("M", bound=BaseModel)
+
+
+class Pictures(ResultData):
+    """What the actions answer that make pictures of any kind."""
+
+    images: list[ImageInfo | ControlImage] = []
+    controlnet_images: list[ControlImage] = []
 
 
 class Blob(NamedTuple):
@@ -37,7 +47,7 @@ class Blob(NamedTuple):
 
 @dataclass(frozen=True)
 class Image:
-    """One picture, encoded. `seed` and `recipe` (all it takes to make it again) are None for a preview."""
+    """One picture, encoded. `seed` and `recipe` (all it takes to make it again) are None for what no model painted."""
 
     content: bytes
     media_type: str
@@ -103,11 +113,14 @@ class Result:
     @cached_property
     def images(self) -> list[Image]:
         """The pictures of an image action, in order; none for other actions."""
-        if "images" not in self.data:
-            return []
-        return [Image.of(info.model_dump(), self._blob(info)) for info in self.parse(ImagesResult).images]
+        return [Image.of(info.model_dump(), self._blob(info)) for info in self.parse(Pictures).images]
 
-    def _blob(self, info: ImageInfo) -> Blob:
+    @cached_property
+    def controlnet_images(self) -> list[Image]:
+        """What the request's ControlNets saw, in their order."""
+        return [Image.of(info.model_dump(), self._blob(info)) for info in self.parse(Pictures).controlnet_images]
+
+    def _blob(self, info: PictureInfo) -> Blob:
         if info.attachment is None or not 0 <= info.attachment < len(self.attachments):
             raise MalformedMessage("A picture's bytes did not come with the answer.")
         return self.attachments[info.attachment]
@@ -125,3 +138,9 @@ class Result:
         if len(self.attachments) != 1:
             raise MalformedMessage(f"The server's answer carries {len(self.attachments)} attachments, not one.")
         return self.attachments[0]
+
+    def only_image(self) -> Image:
+        """The one picture. Raises MalformedMessage when there is another number of them."""
+        if len(self.images) != 1:
+            raise MalformedMessage(f"The server's answer has {len(self.images)} pictures, not one.")
+        return self.images[0]

@@ -14,14 +14,19 @@ from orchestrator.client.core import (
     Data,
     EventKind,
     RequestOptions,
-    split_options,
+    split_picture,
+    validation,
 )
 from orchestrator.client.events import JobEvent
 from orchestrator.client.job import Job
-from orchestrator.client.results import Blob, Result
+from orchestrator.client.pictures import Picture, attach_pictures
+from orchestrator.client.results import Blob, Image, Result
 from protocol.enums import Status
 from protocol.schemas.artifact import ArtifactInfo
+from protocol.schemas.controlnet import ControlNetListResult
+from protocol.schemas.inference import ValidateResult
 from protocol.schemas.job import CancelResult, JobInfo, JobListResult
+from protocol.schemas.lora import LoraInfo, LoraListResult
 from protocol.schemas.model import ModelListResult
 from protocol.schemas.session import SessionCancelResult, SessionInfo, SessionListResult
 from protocol.schemas.system import CapabilitiesResult, InfoResult, PingResult, StatsResult
@@ -53,6 +58,8 @@ class Client:
         self.jobs = Jobs(self)
         self.sessions = Sessions(self)
         self.artifacts = Artifacts(self)
+        self.loras = Loras(self)
+        self.controlnets = ControlNets(self)
 
     def __enter__(self) -> "Client":
         return self
@@ -102,9 +109,49 @@ class Client:
             raise
 
     def text2img(self, prompt: str, *, timeout_s: float | None = None, **fields: Any) -> Result:
-        """Pictures for a prompt: `result.images`. `fields` are those of `Text2ImgData` and of `RequestOptions`."""
-        data, options = split_options(fields)
-        return self.run("inference.text2img", {"prompt": prompt, **data}, timeout_s=timeout_s, **options)
+        """Pictures for a prompt: `result.images`. `fields` are those of `Text2ImgData` and of `RequestOptions`.
+
+        With LoRAs and ControlNets, here and in `img2img` and `inpainting`:
+        `loras=[{"lora_id": "hollow", "scale": 0.8}]`, `controlnets=[{"controlnet_id": "edges", "image": "house.png"}]`.
+        """
+        return self._paint("inference.text2img", {"prompt": prompt, **fields}, timeout_s)
+
+    def img2img(self, prompt: str, image: Picture, *, timeout_s: float | None = None, **fields: Any) -> Result:
+        """Pictures from a picture (a path, bytes, a PIL image). `fields` are those of `Img2ImgData`: `strength`, …"""
+        return self._paint("inference.img2img", {"prompt": prompt, "image": image, **fields}, timeout_s)
+
+    def inpainting(
+        self,
+        prompt: str,
+        image: Picture,
+        mask_image: Picture | None = None,
+        *,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Result:
+        """The picture with its part repainted where the mask is white, or widened: `outpaint={"right": 64}`.
+
+        `fields` are those of `InpaintingData`.
+        """
+        data = {"prompt": prompt, "image": image, "mask_image": mask_image, **fields}
+        return self._paint("inference.inpainting", data, timeout_s)
+
+    def _paint(self, action: str, fields: dict[str, Any], timeout_s: float | None) -> Result:
+        data, options = split_picture(fields)
+        return self.run(action, data, timeout_s=timeout_s, **options)
+
+    def validate(
+        self,
+        action: str,
+        data: Data | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ValidateResult:
+        """Would this request run, where and how long? Nothing is done; a refusal is told in `error`, not raised."""
+        asked, header = validation(action, data, options)
+        pending = self.core.ask("inference.validate", asked, **header)
+        return self.core.wait(pending, timeout_s).parse(ValidateResult)
 
     def call(
         self, action: str, data: Data | None = None, *, attachments: Sequence[Blob] = (), timeout_s: float | None = None
@@ -221,3 +268,44 @@ class Artifacts:
     def get(self, artifact_id: str) -> Blob:
         """Raises MalformedMessage when the answer carries no bytes."""
         return self._client.call("artifact.get", {"artifact_id": artifact_id}).only_attachment()
+
+
+class Loras:
+    """`client.loras`: those of a worker. `worker_id=` names one, where several are connected."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self, **options: Unpack[RequestOptions]) -> "list[LoraInfo]":
+        return self._client.run("lora.list", **options).parse(LoraListResult).loras
+
+    def load(self, lora_id: str, model_id: str | None = None, **options: Unpack[RequestOptions]) -> LoraInfo:
+        """Have it in memory before a request needs it. Raises ModelInvalid where it does not suit the model."""
+        return self._client.run("lora.load", {"lora_id": lora_id, "model_id": model_id}, **options).parse(LoraInfo)
+
+    def unload(self, lora_id: str, **options: Unpack[RequestOptions]) -> LoraInfo:
+        """Free its memory; harmless when it is not loaded."""
+        return self._client.run("lora.unload", {"lora_id": lora_id}, **options).parse(LoraInfo)
+
+
+class ControlNets:
+    """`client.controlnets`: those of a worker. `worker_id=` names one, where several are connected."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self, **options: Unpack[RequestOptions]) -> ControlNetListResult:
+        """The ControlNets, and the preprocessors that the worker can run."""
+        return self._client.run("controlnet.list", **options).parse(ControlNetListResult)
+
+    def preprocess(
+        self,
+        image: Picture,
+        preprocessor: str,
+        resolution: int | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Image:
+        """What a ControlNet would see of a picture."""
+        data, blobs = attach_pictures({"image": image, "preprocessor": preprocessor, "resolution": resolution})
+        options["attachments"] = blobs
+        return self._client.run("controlnet.preprocess", data, **options).only_image()

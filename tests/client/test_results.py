@@ -42,7 +42,7 @@ def test_a_result_without_pictures_has_none_and_is_parsed_by_its_model() -> None
     assert noop.images == []
     assert noop.parse(NoopResult).echo == [1]
     assert (noop.job_id, noop.attempt) == ("j", 2)
-    with pytest.raises(MalformedMessage, match="ImagesResult"):
+    with pytest.raises(MalformedMessage, match="Pictures"):
         result({"images": "none"}, []).images  # noqa: B018
 
 
