@@ -4,7 +4,7 @@ They lie in the model folder, under `preprocessors`: `depth.onnx`, or the folder
 transformers (config.json, preprocessor_config.json, safetensors), and `pose.onnx`.
 
 An ONNX file takes one picture, float32 [1, 3, height, width], with ImageNet's mean and deviation taken out. Where it
-leaves height and width open, it gets multiples of 224, which every usual patch divides. A depth file answers
+leaves height and width open, it gets multiples of 224 up to 896, which every usual patch divides. A depth file answers
 [1, height, width] or [1, 1, height, width], larger is nearer (MiDaS, Depth Anything). A pose file answers the two
 arrays of SimCC (RTMPose, DWPose): [1, points, k × width] and [1, points, k × height], of which the first 17 points are
 COCO's body. It sees the whole picture as one person.
@@ -30,7 +30,7 @@ PLACES = {
     "pose": f"{FOLDER}/pose.onnx",
 }
 NAMES = tuple(PLACES)
-OPEN_SIDE_MULTIPLE = 224  # of 14, 16 and 32
+OPEN_SIDE_MULTIPLE, OPEN_SIDE_MAX = 224, 896  # pixels; attention's memory grows with the fourth power of a side
 ONNX_SIDE_MAX = 4096  # pixels
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB from 0 to 1
 FAR_IS_LARGE = ("depth_pro", "glpn", "zoedepth")  # model types of transformers that answer metres
@@ -153,8 +153,7 @@ def _depth_by_onnx(model: _OnnxFile) -> Callable[[Pixels], Pixels]:
 
 
 def _open_side(pixels: int) -> int:
-    multiples = max(1, round(pixels / OPEN_SIDE_MULTIPLE))
-    return min(multiples * OPEN_SIDE_MULTIPLE, ONNX_SIDE_MAX // OPEN_SIDE_MULTIPLE * OPEN_SIDE_MULTIPLE)
+    return min(max(1, round(pixels / OPEN_SIDE_MULTIPLE)) * OPEN_SIDE_MULTIPLE, OPEN_SIDE_MAX)
 
 
 def _depth_by_transformers(path: Path, device: str) -> Callable[[Pixels], Pixels]:

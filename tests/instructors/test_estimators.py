@@ -151,6 +151,15 @@ def test_an_onnx_file_sees_pictures_as_imagenet_has_them(folder: ModelFolder) ->
     assert np.allclose(white, np.mean((1 - GREY / 255) / [0.229, 0.224, 0.225]), atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "seen"), [((8, 224), (224, 224)), ((500, 640), (448, 672)), ((4000, 90), (896, 224))])
+def test_an_open_size_is_one_that_every_patch_divides(
+    folder: ModelFolder, size: tuple[int, int], seen: tuple[int, int]
+) -> None:
+    save_depth(place(folder, "depth.onnx"), [1, 3, "h", "w"])
+    depth = loaded(folder)(np.asarray(ramp(*size)))
+    assert depth.shape == (seen[1], seen[0], 3)
+
+
 def test_a_picture_of_one_depth_is_black(folder: ModelFolder) -> None:
     save_depth(place(folder, "depth.onnx"), [1, 3, "h", "w"])
     plain = Image.new("RGB", (40, 40), "white")
