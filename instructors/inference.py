@@ -52,4 +52,4 @@ def scheduler_names() -> list[str]:
 
 def warm_up() -> None:
     """Import the libraries, which takes seconds, before the first job needs them."""
-    import instructors.pipelines.diffusion  # noqa: F401
+    import instructors.pipelines.loading  # noqa: F401

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import stat
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from instructors.model_settings import ALL, ModelSettings, read_settings
 from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
 from protocol.limits import KIB, MIB
 from protocol.schemas.base import nearest
@@ -41,16 +43,18 @@ log = structlog.get_logger("instructors.models")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that was checked. `components`: name -> whether it is there (an index may say that it is not).
+    """A model that was checked. `components`: name -> (library, class), None where the index says it is not there.
 
-    `elements` counts the numbers in its weights; `content_hash` is SHA-256 in hex.
+    `elements` counts the numbers in each component's weights; `content_hash` is SHA-256 in hex of all files that are
+    loaded, `hashes` that of each component: models with an equal one can share it.
     """
 
     model_id: str
     path: Path
     family: str  # "stable_diffusion": the pipeline's class in snake case
-    components: dict[str, bool]
-    elements: int
+    components: dict[str, tuple[str, str] | None]
+    elements: dict[str, int]
+    hashes: dict[str, str]
     content_hash: str
 
     def to_wire(self) -> dict[str, Any]:
@@ -78,6 +82,17 @@ class ModelFolder:
             log.warning("the model folder is not there")
             return []
         return sorted(e.name for e in self.root.iterdir() if _inside(e, self.root) and _looks_like_model(e))
+
+    def settings(self, model_id: str) -> ModelSettings:
+        """How this model is to be loaded. Raises ModelInvalid where the file that says so is wrong."""
+        if self.root is None:
+            return ModelSettings()
+        found = read_settings(self.root)
+        return found.get(model_id) or found.get(ALL) or ModelSettings()
+
+    def kept(self) -> list[str]:
+        """The models that are to be loaded at the start and kept."""
+        return [name for name in self.names() if self.settings(name).keep]
 
     def entries(self) -> list[dict[str, Any]]:
         """What a worker's capabilities say: usable models, and those whose files are not (their `problem` says why).
@@ -109,8 +124,8 @@ class ModelFolder:
             raise ModelInvalid("A model is a folder in diffusers layout; this is a single file.")
         index = _read_index(path)
         components = _check_index(index)
-        digest, elements = self._inspect(path)
-        return Model(model_id, path, _family(index["_class_name"]), components, elements, digest)
+        digest, hashes, elements = self._inspect(path)
+        return Model(model_id, path, _family(index["_class_name"]), components, elements, hashes, digest)
 
     def _contained(self, model_id: str) -> Path:
         """The one place that turns a name from outside into a path, and never into one outside the root."""
@@ -130,15 +145,18 @@ class ModelFolder:
             details["nearest"] = nearest(model_id, known)
         return ModelNotFound(message, details=details)
 
-    def _inspect(self, path: Path) -> tuple[str, int]:
-        """The content hash of what is loaded, and how many numbers the weights hold. May raise as `find` does."""
-        whole, elements = hashlib.sha256(), 0
+    def _inspect(self, path: Path) -> tuple[str, dict[str, str], dict[str, int]]:
+        """The content hash of what is loaded, that of each component, and how many numbers each component's weights
+        hold. May raise as `find` does."""
+        whole, parts, elements = hashlib.sha256(), defaultdict[str, Any](hashlib.sha256), defaultdict[str, int](int)
         for file in _files(path, self.root or path):
             digest, count = self._digest(file)
-            elements += count
+            relative = file.relative_to(path)
+            elements[relative.parts[0]] += count
             if file.suffix in HASHED_SUFFIXES:
-                whole.update(file.relative_to(path).as_posix().encode() + b"\0" + digest)
-        return whole.hexdigest(), elements
+                whole.update(relative.as_posix().encode() + b"\0" + digest)
+                parts[relative.parts[0]].update("/".join(relative.parts[1:]).encode() + b"\0" + digest)
+        return whole.hexdigest(), {name: part.hexdigest() for name, part in parts.items()}, dict(elements)
 
     def _digest(self, file: Path) -> tuple[bytes, int]:
         status = file.stat()
@@ -229,15 +247,15 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _check_index(index: dict[str, Any]) -> dict[str, bool]:
+def _check_index(index: dict[str, Any]) -> dict[str, tuple[str, str] | None]:
     """The components, as in `Model`. The libraries import by name what stands here, so only their own classes may."""
-    components = {}
+    components: dict[str, tuple[str, str] | None] = {}
     for name, value in index.items():
         if name.startswith("_") or type(value) is not list:
             continue
         if len(value) != 2 or value[0] not in LIBRARIES:
             raise ModelInvalid(f"{INDEX} wants code of its own for {name[:60]!r}, and that is not run.")
-        components[name] = value[0] is not None
+        components[name] = None if value[0] is None else (str(value[0]), str(value[1]))
     return components
 
 

@@ -48,13 +48,13 @@ class Pictures(SharedTask):
     """One job of `num_images` pictures."""
 
     def __init__(self, action: str, make_plan: MakePlan, data: PictureData, context: Context) -> None:
-        from instructors.pipelines import diffusion
+        from instructors.pipelines import loading
         from instructors.pipelines.streams import Stream
 
         self._data = data
         self._context = context
         check_pixels(data.width or 8, data.height or 8, data.num_images)
-        self._loaded = diffusion.resident(data.model_id, context)
+        self._loaded = loading.resident(data.model_id, context)
         self._plan = make_plan(data, self._loaded, context)
         self._loaded.check(self._plan)
         self._scheduler, _ = self._loaded.schedulers.get(data.scheduler, data.steps, seed=0)

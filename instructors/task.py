@@ -32,10 +32,16 @@ class Result:
 
 
 class Resident(Protocol):
-    """Something kept in the device's memory between tasks; `name` is what reports call it."""
+    """Something kept in the device's memory between tasks; `name` is what reports call it.
+
+    One that shares memory with others has `parts` as well: a map of keys to what takes the memory, each with `nbytes`
+    and, if it can be set aside in the machine's memory, `move(device)`. Equal keys are one thing.
+    """
 
     name: str
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 R = TypeVar("R", bound=Resident)
@@ -82,6 +88,9 @@ class Context(Protocol):
 
         `nbytes` is an estimate for making room. Raises OutOfMemory and whatever `load` raises.
         """
+
+    def part(self, key: str) -> Any:
+        """A part that a resident has on the device; None where none has."""
 
 
 class Lane(Protocol):

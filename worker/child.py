@@ -81,12 +81,18 @@ def _workplace(options: Options, device: hardware.Device, delivery: Delivery) ->
         registry=registry.load(options.instructors),
         device=device,
         models=ModelFolder(options.models),
-        residency=Residency(options.memory_budget or device.default_budget, device.free_cached),
+        residency=_residency(options, device),
         delivery=delivery,
         pulse=Pulse(options.pulse_fd),
         padding=Padding(options.rows_max, options.fixed_rows if options.padding == "reproducible" else None),
         quantum_s=options.quantum_ms / 1000,
     )
+
+
+def _residency(options: Options, device: hardware.Device) -> Residency:
+    budget = options.memory_budget or device.default_budget
+    aside = hardware.aside_budget() if device.is_cuda else 0
+    return Residency(budget, device.free_cached, device.device_id, aside)
 
 
 def _nothing() -> None:

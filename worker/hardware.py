@@ -14,6 +14,7 @@ import psutil
 from protocol.messages import DeviceFacts
 
 BUDGET_CUDA, BUDGET_CPU = 0.8, 0.5  # of the device's memory, for models kept loaded
+BUDGET_ASIDE = 0.5  # of the machine's memory, for models that a GPU had to give up, over all GPUs
 
 
 class NoSuchDevice(ValueError):
@@ -56,6 +57,11 @@ class Device:
     @property
     def default_budget(self) -> int:
         return int(self.memory_total * (BUDGET_CUDA if self.is_cuda else BUDGET_CPU))
+
+
+def aside_budget() -> int:
+    """Bytes of the machine's memory for models that one GPU had to give up."""
+    return int(psutil.virtual_memory().total * BUDGET_ASIDE / max(1, count_gpus()))
 
 
 def find(name: str) -> Device:

@@ -1,13 +1,18 @@
-"""Which models stay in the device's memory: loaded once, kept, the least recently used evicted under a byte budget."""
+"""What stays in the device's memory: loaded once, kept, the least recently used evicted under a byte budget.
+
+A resident (a model) is made of parts (its UNet, its text encoders, its VAE), and residents with the same part share
+it. What is evicted from a GPU is set aside in the machine's own memory, from where it comes back quicker than from
+the disk, until that has its own budget full.
+"""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from instructors.memory import is_out_of_memory
+from instructors.memory import NoRoomNow, is_out_of_memory
 from instructors.task import R, Resident
 from protocol.errors import OutOfMemory
 
@@ -17,52 +22,85 @@ log = structlog.get_logger("worker.residency")
 @dataclass(slots=True)
 class _Entry:
     value: Any
-    nbytes: int
+    parts: Mapping[str, Any]
     pins: int = 0
 
 
 class Residency:
     """Residents by key, oldest use first. Used by the device thread; `names` may be read by any."""
 
-    def __init__(self, budget_bytes: int, release: Callable[[], None]) -> None:
-        """`release` gives memory that evicted values held back to the device."""
+    def __init__(
+        self, budget_bytes: int, release: Callable[[], None], device: str = "cpu", aside_bytes: int = 0
+    ) -> None:
+        """`release` gives memory that evicted values held back to the device. `aside_bytes`: for what is set aside."""
         self._budget = budget_bytes
         self._release = release
+        self._device = device
+        self._aside_budget = aside_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._aside: OrderedDict[str, _Entry] = OrderedDict()
         self.names: list[str] = []
 
     @property
     def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self._entries.values())
+        """On the device."""
+        return _nbytes(self._entries.values())
+
+    @property
+    def aside_nbytes(self) -> int:
+        return _nbytes(self._aside.values())
+
+    def part(self, key: str) -> Any:
+        """A part that some resident has on the device; None where none has."""
+        return next((entry.parts[key] for entry in self._entries.values() if key in entry.parts), None)
 
     def get(self, key: str) -> Resident | None:
-        """The resident, pinned and now the most recently used; None if it must be loaded."""
+        """The resident, pinned and now the most recently used; None if it must be loaded. Raises NoRoomNow."""
         entry = self._entries.get(key)
         if entry is None:
-            return None
+            entry = self._bring_back(key)
+            if entry is None:
+                return None
         self._entries.move_to_end(key)
         entry.pins += 1
         return entry.value
 
     def load(self, key: str, nbytes: int, make: Callable[[], R]) -> R:
-        """Make room by the estimate, load, pin. Raises OutOfMemory if it does not fit even alone."""
-        self._evict_to(max(self._budget - nbytes, 0))
+        """Make room by the estimate, load, pin. Raises OutOfMemory if it does not fit even alone, and NoRoomNow if
+        it does not fit beside what is in use."""
+        self._make_room(nbytes)
         value = self._try(key, make)
         if value is None:
             self._evict_to(0)
             value = make()
-        if value.nbytes > self._budget:
+        parts = _parts(key, value)
+        if sum(part.nbytes for part in parts.values()) > self._budget:
             raise OutOfMemory("The model is larger than the memory this worker may use for models.")
-        self._evict_to(self._budget - value.nbytes)
-        self._entries[key] = _Entry(value, value.nbytes, pins=1)
+        self._entries[key] = _Entry(value, parts, pins=1)
+        self._evict_to(self._budget)
         self._publish()
         return value
+
+    def unpin(self, key: str) -> None:
+        self._entries[key].pins -= 1
 
     def evict_unused(self) -> bool:
         """Forget all that no running task uses; whether there was any."""
         before = self.nbytes
         self._evict_to(0)
         return self.nbytes < before
+
+    def forget(self, key: str) -> bool:
+        """Unload one resident from everywhere, for a user who asks for it; False where it is in use or not there."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.pins:
+            return False
+        self._entries.pop(key, None)
+        there = self._aside.pop(key, None) is not None or entry is not None
+        if there:
+            self._publish()
+            self._release()
+        return there
 
     def _try(self, key: str, make: Callable[[], R]) -> R | None:
         """None where memory ran out and evicting may help. A call of its own, so that the error's traceback,
@@ -75,20 +113,58 @@ class Residency:
             log.warning("loading ran out of memory: trying again with nothing else loaded", key=key)
             return None
 
-    def unpin(self, key: str) -> None:
-        self._entries[key].pins -= 1
+    def _bring_back(self, key: str) -> _Entry | None:
+        entry = self._aside.get(key)
+        if entry is None:
+            return None
+        self._make_room(sum(part.nbytes for name, part in entry.parts.items() if self.part(name) is None))
+        del self._aside[key]
+        for part in entry.parts.values():
+            part.move(self._device)
+        self._entries[key] = entry
+        self._publish()
+        return entry
+
+    def _make_room(self, nbytes: int) -> None:
+        self._evict_to(max(self._budget - nbytes, 0))
+        if self.nbytes + nbytes > self._budget and self._entries:
+            raise NoRoomNow
 
     def _evict_to(self, nbytes: int) -> None:
-        """Forget unpinned values, oldest use first, until at most `nbytes` are held."""
-        total = before = self.nbytes
+        """Let go of unpinned values, oldest use first, until at most `nbytes` are held."""
+        evicted = False
         for key, entry in list(self._entries.items()):
-            if total > nbytes and entry.pins == 0:
-                total -= entry.nbytes
+            if self.nbytes <= nbytes:
+                break
+            if entry.pins == 0:
                 del self._entries[key]
-                log.info("evicted", key=key, nbytes=entry.nbytes)
-        if total < before:
+                log.info("evicted", key=key)
+                self._set_aside(key, entry)
+                evicted = True
+        if evicted:
             self._publish()
             self._release()
 
+    def _set_aside(self, key: str, entry: _Entry) -> None:
+        """Keep it in the machine's memory, if there is a budget for that and all its parts can move."""
+        if not self._aside_budget or not all(hasattr(part, "move") for part in entry.parts.values()):
+            return
+        for name, part in entry.parts.items():
+            if self.part(name) is None:
+                part.move("cpu")
+        self._aside[key] = entry
+        while self.aside_nbytes > self._aside_budget:
+            self._aside.popitem(last=False)
+
     def _publish(self) -> None:
         self.names = list(dict.fromkeys(entry.value.name for entry in self._entries.values()))
+
+
+def _parts(key: str, value: Any) -> Mapping[str, Any]:
+    """What the value's memory is made of; most values are one thing."""
+    return getattr(value, "parts", None) or {key: value}
+
+
+def _nbytes(entries: Iterable[_Entry]) -> int:
+    parts = {name: part.nbytes for entry in entries for name, part in entry.parts.items()}
+    return sum(parts.values())

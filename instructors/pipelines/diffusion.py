@@ -1,4 +1,4 @@
-"""Stock diffusers pipelines of any family, loaded from a checked folder."""
+"""A stock diffusers pipeline of any family, and the pictures it makes."""
 
 import inspect
 import io
@@ -14,13 +14,12 @@ import transformers
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from PIL import Image
 
-from instructors.memory import is_out_of_memory
 from instructors.models import Model
 from instructors.pipelines import streams
 from instructors.pipelines.schedulers import SchedulerBank
 from instructors.pipelines.sharing import share
-from instructors.task import Context, Padding
-from protocol.errors import AtelierError, InvalidRequest, ModelInvalid
+from instructors.task import Padding
+from protocol.errors import InvalidRequest, ModelInvalid
 
 if TYPE_CHECKING:
     from instructors.pictures import Kind, Plan
@@ -41,24 +40,17 @@ AUTO = {
 }
 
 
-def dtype_for(device: str, model: Model) -> torch.dtype:
-    """float32 on a CPU; on a GPU float16 for UNets, as they are published, bfloat16 for transformers, whose
-    activations overflow float16."""
-    if device == "cpu":
-        return torch.float32
-    return torch.float16 if model.components.get("unet") else torch.bfloat16
-
-
 class LoadedModel:
-    """A pipeline in the device's memory. `name` and `nbytes` are for the worker's residency."""
+    """A pipeline in the device's memory. `name`, `nbytes` and `parts` are for the worker's residency."""
 
-    def __init__(self, model: Model, pipeline: Any, padding: Padding) -> None:
+    def __init__(self, model: Model, pipeline: Any, parts: dict[str, Any], padding: Padding) -> None:
         self.model = model
         self.name = model.model_id
-        self.nbytes = _nbytes(pipeline)
+        self.parts = parts
+        self.nbytes = sum(part.nbytes for part in parts.values())
         self.dtype = str(pipeline.dtype).removeprefix("torch.")
         self.schedulers = SchedulerBank(pipeline.scheduler)
-        self.shared = share(pipeline, padding)
+        self.shared = share(pipeline, padding)  # several pictures may compute together
         self._pipeline = pipeline
         self._pipelines: dict[str, Any] = {"text2img": pipeline}
         if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
@@ -159,54 +151,8 @@ class LoadedModel:
         return decoded.mul(127.5).add(127.5).clamp(0, 255).byte().permute(1, 2, 0).cpu()
 
 
-def resident(model_id: str | None, context: Context) -> LoadedModel:
-    """The model of this name, loaded on the context's device. Raises what `ModelFolder.find` and `load` raise."""
-    model = context.models.find(model_id)
-    key = f"{model.model_id} {model.content_hash}"  # changed files make another model
-    nbytes = model.elements * dtype_for(context.device, model).itemsize
-    return context.resident(key, nbytes, lambda: load(model, context.device, context.padding))
-
-
-def load(model: Model, device: str, padding: Padding) -> LoadedModel:
-    """Load a checked model onto a device. Raises ModelInvalid; running out of memory passes through."""
-    options: dict[str, Any] = {name: None for name, there in model.components.items() if not there}
-    if "safety_checker" in model.components:
-        options.update(safety_checker=None, requires_safety_checker=False)
-    if _only_fp16(model):
-        options["variant"] = "fp16"
-    try:
-        pipeline = AutoPipelineForText2Image.from_pretrained(
-            model.path, local_files_only=True, use_safetensors=True, dtype=dtype_for(device, model), **options
-        ).to(device)
-        pipeline.set_progress_bar_config(disable=True)
-        return LoadedModel(model, pipeline, padding)
-    except AtelierError:
-        raise
-    except Exception as error:  # the libraries raise of every kind on files that do not fit together
-        if is_out_of_memory(error):
-            raise
-        log.warning("a model cannot be loaded", model_id=model.model_id, error=repr(error))
-        raise ModelInvalid("The model's files do not make a text-to-image pipeline.") from None
-
-
 def _nothing() -> None:
     pass
-
-
-def _only_fp16(model: Model) -> bool:
-    files = [file.name for file in model.path.rglob("*.safetensors")]
-    return bool(files) and all(".fp16." in name for name in files)
-
-
-def _nbytes(pipeline: Any) -> int:
-    """Bytes of all parameters and buffers, shared ones counted once."""
-    tensors = {
-        tensor.data_ptr(): tensor.nbytes
-        for part in pipeline.components.values()
-        if isinstance(part, torch.nn.Module)
-        for tensor in (*part.parameters(), *part.buffers())
-    }
-    return sum(tensors.values())
 
 
 def _jpeg(pixels: Any) -> bytes:

@@ -113,7 +113,7 @@ def models(settings: Settings) -> Iterator[Finding]:
         except AtelierError as error:
             yield Finding("problem", "model", f"{name}: {error.code.value}: {error.message}", "Replace or remove it.")
         else:
-            yield Finding("ok", "model", f"{name}: {model.family}, {model.elements:,} weights")
+            yield Finding("ok", "model", f"{name}: {model.family}, {sum(model.elements.values()):,} weights")
 
 
 OF_SETTINGS: tuple[Check, ...] = (devices, endpoints, folders, models)

@@ -45,6 +45,9 @@ class Desk:
             self._loaded[key] = load()
         return self._loaded[key]
 
+    def part(self, key: str) -> Any:
+        return next((value.parts[key] for value in self._loaded.values() if key in getattr(value, "parts", {})), None)
+
     def named(self, event: EventName) -> list[tuple[dict[str, Any], Sequence[Blob]]]:
         return [(data, blobs) for name, data, blobs in self.events if name is event]
 

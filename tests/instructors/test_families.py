@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from instructors import inference
+from instructors import pictures
 from instructors.models import Model
+from instructors.pictures import Plan
 from protocol.enums import EventName
 from protocol.errors import InvalidRequest
 from tests.instructors import tiny
@@ -82,23 +83,23 @@ def test_a_preview_that_fails_does_not_end_the_picture(registry: Any, family_des
 
     family_desk.reset()
     task = registry.make_task("inference.text2img", {"prompt": "x", "model_id": "sdxl"}, family_desk)
-    assert task._loaded.preview(torch.zeros(1, 7, 4, 4), 16, 16) is None  # seven channels
-    assert task._loaded.preview(torch.zeros(1, 4, 2, 4, 4), 16, 16) is None  # a film
-    assert task._loaded.preview(torch.zeros(1, 4, 4, 4), 16, 16) is not None
+    assert task._loaded.preview(torch.zeros(1, 7, 4, 4), {}) is None  # seven channels
+    assert task._loaded.preview(torch.zeros(1, 4, 2, 4, 4), {}) is None  # a film
+    assert task._loaded.preview(torch.zeros(1, 4, 4, 4), {}) is not None
 
 
 def test_what_a_family_does_not_take_is_named(registry: Any, family_desk: Desk) -> None:
     task = registry.make_task("inference.text2img", {"prompt": "x", "model_id": "sd3"}, family_desk)
     with pytest.raises(InvalidRequest, match="stable_diffusion3 take no magic"):
-        task._loaded.check({"prompt": "x", "magic": 1})
+        task._loaded.check(Plan("text2img", {"prompt": "x", "magic": 1}))
 
 
 @pytest.mark.parametrize(("width", "near"), [(24, "16 or 32"), (8, "nearest: 16")])
 def test_sizes_that_do_not_suit_are_told_their_neighbours(width: int, near: str) -> None:
     with pytest.raises(InvalidRequest, match=near):
-        inference._check_multiple("width", width, 16)
-    inference._check_multiple("width", 32, 16)
-    inference._check_multiple("width", None, 16)
+        pictures._check_multiple("width", width, 16)
+    pictures._check_multiple("width", 32, 16)
+    pictures._check_multiple("width", None, 16)
 
 
 def test_precision_by_device_and_family(tmp_path: Path) -> None:

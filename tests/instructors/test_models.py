@@ -32,7 +32,7 @@ def test_what_is_found(root: Path) -> None:
     model = ModelFolder(root).find("tiny")
     assert (model.model_id, model.family) == ("tiny", "stable_diffusion")
     assert {"unet", "vae", "text_encoder"} <= set(model.components)
-    assert model.elements > 10_000
+    assert sum(model.elements.values()) > 10_000
     [entry] = ModelFolder(root).entries()
     assert entry == {
         "model_id": "tiny",

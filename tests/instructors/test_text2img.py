@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
-from instructors.task import Result, step_units
+from instructors.task import step_units
 from protocol import recipe as recipes
 from protocol.enums import EventName
 from protocol.errors import Cancelled, InvalidRequest, ModelNotFound, PayloadTooLarge

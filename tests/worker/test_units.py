@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from instructors.memory import NoRoomNow
 from protocol.enums import HeldState
 from protocol.errors import OutOfMemory
 from protocol.messages import Assign
@@ -206,11 +207,79 @@ def test_the_estimate_makes_room_before_loading() -> None:
     residency.load("b", 50, load)
 
 
-def test_what_is_in_use_stays() -> None:
+def test_what_is_in_use_stays_and_what_does_not_fit_beside_it_waits() -> None:
     residency = Residency(100, lambda: None)
     residency.load("a", 80, lambda: Thing("a", 80))
+    with pytest.raises(NoRoomNow):
+        residency.load("b", 80, lambda: Thing("b", 80))
+    residency.unpin("a")
     residency.load("b", 80, lambda: Thing("b", 80))
-    assert residency.names == ["a", "b"]
+    assert residency.names == ["b"]
+
+
+@dataclass
+class Module:
+    """Stands for a part on a device, which the test machine lacks."""
+
+    nbytes: int
+    device: str = "gpu"
+
+    def move(self, device: str) -> None:
+        self.device = device
+
+
+@dataclass
+class Made:
+    name: str
+    parts: dict[str, Module]
+
+
+def test_shared_parts_count_once_and_stay_while_one_needs_them() -> None:
+    residency = Residency(100, lambda: None)
+    encoder = Module(40)
+    residency.load("a", 70, lambda: Made("a", {"encoder": encoder, "unet a": Module(30)}))
+    residency.unpin("a")
+    assert residency.part("encoder") is encoder
+    residency.load("b", 30, lambda: Made("b", {"encoder": encoder, "unet b": Module(30)}))
+    assert (residency.names, residency.nbytes) == (["a", "b"], 100)
+    residency.load("c", 20, lambda: Made("c", {"unet c": Module(20)}))
+    assert (residency.names, residency.nbytes) == (["b", "c"], 90)
+    assert residency.part("encoder") is encoder
+    assert residency.part("unet a") is None
+
+
+def test_what_a_device_evicts_is_set_aside_in_memory_and_comes_back() -> None:
+    residency = Residency(100, lambda: None, device="gpu", aside_bytes=130)
+    parts = {name: {f"unet {name}": Module(60)} for name in "abcd"}
+    loads: list[str] = []
+
+    def use(name: str) -> None:
+        if residency.get(name) is None:
+            loads.append(name)
+            residency.load(name, 60, lambda: Made(name, parts[name]))
+        residency.unpin(name)
+
+    for name in "abab":
+        use(name)
+    assert loads == ["a", "b"]  # each came from the disk once
+    assert {name: parts[name][f"unet {name}"].device for name in "ab"} == {"a": "cpu", "b": "gpu"}
+    assert (residency.nbytes, residency.aside_nbytes) == (60, 60)
+    use("c")
+    use("d")  # now a, b and c are too much for the memory aside: the oldest goes
+    assert residency.aside_nbytes == 120
+    use("a")
+    assert loads == ["a", "b", "c", "d", "a"]
+
+
+def test_a_shared_part_stays_on_the_device_when_one_of_its_users_is_set_aside() -> None:
+    residency = Residency(100, lambda: None, device="gpu", aside_bytes=1000)
+    encoder = Module(40)
+    for name in "ab":
+        residency.load(name, 30, lambda name=name: Made(name, {"encoder": encoder, f"unet {name}": Module(30)}))
+        residency.unpin(name)
+    residency.load("c", 30, lambda: Made("c", {"unet c": Module(30)}))
+    assert residency.names == ["b", "c"]
+    assert encoder.device == "gpu"
 
 
 def test_too_large_alone_and_failing_loads() -> None:

@@ -35,6 +35,7 @@ class Engine(threading.Thread):
         self._planner = Planner(place.quantum_s)
         self._begun = 0
         self._finishing = self._stopping = False
+        self._crowded = False  # a job waits for memory that the running ones hold
         self._beginning = threading.Lock()  # either the device thread begins a job, or it is withdrawn
         self._measured_at = 0.0
         self.room = threading.Event()  # cleared while too many results wait for their acknowledgement
@@ -108,7 +109,7 @@ class Engine(threading.Thread):
 
     def _begin_jobs(self) -> None:
         """Begin what may share quanta at once. What shares nothing waits for its like, unless it is more urgent."""
-        if not self._pending or self._stopping:
+        if not self._pending or self._stopping or self._crowded:
             return
         if not self._running:
             self.room.wait()
@@ -116,6 +117,8 @@ class Engine(threading.Thread):
             return
         plain = max((one.job.assign.priority for one in self._running if one.is_plain), default=-1)
         for job in list(self._pending):
+            if self._crowded:
+                return
             shares = self._place.registry.shares(job.assign.action)
             if not shares and job.assign.priority <= plain:
                 continue
@@ -132,9 +135,21 @@ class Engine(threading.Thread):
         running = Running(self._place, job, self._begun)
         self._place.pulse.beat()
         running.begin()
+        if running.no_room and self._running:
+            self._put_back(job)
+            return False
         self._running.append(running)
         self._settle()
         return True
+
+    def _put_back(self, job: Job) -> None:
+        """Its model does not fit beside those in use: it begins when one of the running jobs has ended."""
+        log.info("waiting for memory", job_id=job.assign.job_id)
+        self._crowded = True
+        with self._beginning:
+            job.state = HeldState.ASSIGNED
+        self._pending.insert(0, job)
+        self._pending.sort(key=lambda job: -job.assign.priority)
 
     def _leave_cancelled(self) -> None:
         for running in self._running:
@@ -180,4 +195,5 @@ class Engine(threading.Thread):
                 running.try_again()
             if running.over:
                 running.deliver()
+                self._crowded = False
         self._running = [running for running in self._running if not running.over]

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from instructors.memory import is_out_of_memory
+from instructors.memory import NoRoomNow, is_out_of_memory
 from instructors.task import Lane, Result, SharedTask, Task, Unit
 from protocol.enums import ErrorCode
 from protocol.errors import AtelierError, error_map
@@ -55,6 +55,7 @@ class Running:
         self._task: Task | None = None
         self.out_of_memory = False  # and to be tried again
         self._retried = False
+        self.no_room = False  # it could not be begun beside those that are at work
         self.waiting: list[Waiting] = []
         self.result = Result({})
         self.error: dict[str, Any] | None = None
@@ -104,7 +105,9 @@ class Running:
     def _failed(self, error: BaseException) -> None:
         self._drop()
         self.over = True
-        if is_out_of_memory(error):
+        if isinstance(error, NoRoomNow):
+            self.no_room, self.error = True, error_map(ErrorCode.OUT_OF_MEMORY)
+        elif is_out_of_memory(error):
             self.out_of_memory, self.error = not self._retried, error_map(ErrorCode.OUT_OF_MEMORY)
         elif isinstance(error, AtelierError):
             if not self.job.cancelled:

@@ -88,6 +88,9 @@ class JobContext:
         self._pins.append(key)
         return value
 
+    def part(self, key: str) -> Any:
+        return self._place.residency.part(key)
+
     def close(self) -> None:
         for key in self._pins:
             self._place.residency.unpin(key)

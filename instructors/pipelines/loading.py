@@ -1,0 +1,132 @@
+"""From a checked model folder to a pipeline on the device, whose components other models may share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+from diffusers import AutoPipelineForText2Image
+
+from instructors.memory import is_out_of_memory
+from instructors.model_settings import ModelSettings
+from instructors.models import Model
+from instructors.pipelines.diffusion import LoadedModel
+from instructors.task import Context
+from protocol.errors import AtelierError, ModelInvalid
+
+LAID_OUT = ("unet", "vae")  # components of convolutions, where the memory layout matters
+
+log = structlog.get_logger("instructors.loading")
+
+
+@dataclass(slots=True)
+class Part:
+    """A component in memory; see `instructors.task.Resident`."""
+
+    module: torch.nn.Module
+    nbytes: int
+
+    def move(self, device: str) -> None:
+        self.module.to(device)
+
+
+def resident(model_id: str | None, context: Context) -> LoadedModel:
+    """The model of this name, loaded on the context's device. Raises what `ModelFolder.find` and `load` raise."""
+    model = context.models.find(model_id)
+    settings = context.models.settings(model.model_id)
+    key = f"{model.model_id} {model.content_hash} {settings}"  # changed files make another model
+    itemsize = dtype_for(context.device, model, settings).itemsize
+    missing = [name for name, key in _keys(model, settings, context.device).items() if context.part(key) is None]
+    nbytes = itemsize * sum(model.elements.get(name, 0) for name in missing)
+    return context.resident(key, nbytes, lambda: load(model, settings, context))
+
+
+def dtype_for(device: str, model: Model, settings: ModelSettings) -> torch.dtype:
+    """As the settings say; else float32 on a CPU, on a GPU float16 for UNets, as they are published, and bfloat16 for
+    transformers, whose activations overflow float16."""
+    if settings.dtype is not None:
+        return getattr(torch, settings.dtype)
+    if device == "cpu":
+        return torch.float32
+    return torch.float16 if model.components.get("unet") else torch.bfloat16
+
+
+def load(model: Model, settings: ModelSettings, context: Context) -> LoadedModel:
+    """Load a model, but for the components that another one has on the device. Raises ModelInvalid; running out of
+    memory passes through."""
+    keys = _keys(model, settings, context.device)
+    shared = {name: part.module for name, key in keys.items() if (part := context.part(key)) is not None}
+    try:
+        pipeline = _pipeline(model, dtype_for(context.device, model, settings), shared)
+        _apply(settings, pipeline, context.device, [name for name in keys if name not in shared])
+        parts = {}
+        for name, key in keys.items():
+            module = pipeline.components.get(name)
+            if isinstance(module, torch.nn.Module):
+                parts[key] = context.part(key) or Part(module, _nbytes(module))
+        return LoadedModel(model, pipeline, parts, context.padding)
+    except AtelierError:
+        raise
+    except Exception as error:  # the libraries raise of every kind on files that do not fit together
+        if is_out_of_memory(error):
+            raise
+        log.warning("a model cannot be loaded", model_id=model.model_id, error=repr(error))
+        raise ModelInvalid("The model's files do not make a text-to-image pipeline.") from None
+
+
+def _keys(model: Model, settings: ModelSettings, device: str) -> dict[str, str]:
+    """Component -> what it is shared by: its content and how it is loaded. Offloaded models share nothing, for their
+    components are bound to one pipeline."""
+    own = f"{model.model_id} " if settings.offload != "none" else ""
+    form = settings.model_copy(update={"keep": False})
+    dtype = dtype_for(device, model, settings)
+    return {
+        name: f"{own}{library[1]} {model.hashes[name]} {dtype} {form}"
+        for name, library in model.components.items()
+        if library is not None and name in model.hashes and model.elements.get(name)
+    }
+
+
+def _pipeline(model: Model, dtype: torch.dtype, shared: dict[str, Any]) -> Any:
+    options: dict[str, Any] = {name: None for name, library in model.components.items() if library is None}
+    if "safety_checker" in model.components:
+        options.update(safety_checker=None, requires_safety_checker=False)
+    if _only_fp16(model):
+        options["variant"] = "fp16"
+    pipeline = AutoPipelineForText2Image.from_pretrained(
+        model.path, local_files_only=True, use_safetensors=True, dtype=dtype, **options, **shared
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _apply(settings: ModelSettings, pipeline: Any, device: str, fresh: list[str]) -> None:
+    """Put the pipeline on the device, as the settings say; `fresh`: its components that nobody shares yet."""
+    modules = {name: pipeline.components[name] for name in fresh}
+    for name in LAID_OUT:
+        if settings.channels_last and name in modules:
+            modules[name].to(memory_format=torch.channels_last)
+    if "vae" in modules:
+        if settings.vae_tiling:
+            modules["vae"].enable_tiling()
+        if settings.vae_slicing:
+            modules["vae"].enable_slicing()
+    if settings.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif settings.offload == "group":
+        pipeline.enable_group_offload(onload_device=torch.device(device), offload_type="leaf_level")
+    else:
+        pipeline.to(device)
+    for name in ("unet", "transformer"):
+        if settings.compile and name in modules:
+            modules[name].compile_repeated_blocks()
+
+
+def _only_fp16(model: Model) -> bool:
+    files = [file.name for file in model.path.rglob("*.safetensors")]
+    return bool(files) and all(".fp16." in name for name in files)
+
+
+def _nbytes(module: torch.nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones counted once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}.values())
