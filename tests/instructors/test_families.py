@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from instructors import pictures
+from instructors.model_settings import ModelSettings
 from instructors.models import Model
 from instructors.pictures import Plan
 from protocol.enums import EventName
@@ -105,9 +106,10 @@ def test_sizes_that_do_not_suit_are_told_their_neighbours(width: int, near: str)
 def test_precision_by_device_and_family(tmp_path: Path) -> None:
     import torch
 
-    from instructors.pipelines.diffusion import dtype_for
+    from instructors.pipelines.loading import dtype_for
 
-    for components, dtype in (({"unet": True}, torch.float16), ({"transformer": True}, torch.bfloat16)):
-        model = Model("m", tmp_path, "family", components, 0, "")
-        assert dtype_for("cuda:0", model) is dtype
-        assert dtype_for("cpu", model) is torch.float32
+    for name, dtype in (("unet", torch.float16), ("transformer", torch.bfloat16)):
+        model = Model("m", tmp_path, "family", {name: ("diffusers", "Any")}, {}, {}, "")
+        assert dtype_for("cuda:0", model, ModelSettings()) is dtype
+        assert dtype_for("cpu", model, ModelSettings()) is torch.float32
+        assert dtype_for("cuda:0", model, ModelSettings(dtype="float32")) is torch.float32
