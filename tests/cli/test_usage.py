@@ -27,7 +27,7 @@ COMMANDS = sorted(commands(cli))
 
 
 def test_all_commands_are_looked_at() -> None:
-    assert len(COMMANDS) == 19
+    assert len(COMMANDS) == 27
     assert ("jobs", "cancel") in COMMANDS
 
 
@@ -72,7 +72,7 @@ def test_help_loads_nothing_that_takes_time() -> None:
 import sys
 from click.testing import CliRunner
 from orchestrator.cli import cli
-for path in ([], ["jobs"], ["generate"], ["workers"]):
+for path in ([], ["jobs"], ["generate"], ["validate"], ["workers"], ["loras"], ["controlnets"]):
     assert CliRunner().invoke(cli, [*path, "--help"]).exit_code == 0
 print(sorted(set({heavy!r}) & set(sys.modules)))
 """
@@ -115,6 +115,24 @@ def groups() -> list[LazyGroup]:
         (["generate", "x", "--format", "gif"], "--format"),
         (["generate", "x", "-o", "nowhere/out.png"], "no folder nowhere"),
         (["generate", "x", "-o", "."], "is a folder"),
+        (["generate", "x", "--image", "missing.png"], "missing.png"),
+        (["generate", "x", "--strength", "0.5"], "add --image"),
+        (["generate", "x", "--mask", "plain.png"], "add --image"),
+        (["generate", "x", "--image", "plain.png", "--mask-blur", "4"], "add --mask or --outpaint"),
+        (["generate", "x", "--image", "plain.png", "--outpaint", "up=8"], "right=64,top=8"),
+        (["generate", "x", "--sigmas", "karas"], "karras"),
+        (["generate", "x", "--sigmas", "3,2,x"], "14.6,2,0.5"),
+        (["generate", "x", "--lora", ""], "names no LoRA"),
+        (["generate", "x", "--lora", ":0.5"], "names no LoRA"),
+        (["generate", "x", "--controlnet", "edges"], "NAME=FILE"),
+        (["generate", "x", "--controlnet", "edges=missing.png"], "missing.png"),
+        (["generate", "x", "--controlnet", "edges=plain.png,scal=1"], "did you mean scale?"),
+        (["generate", "x", "--controlnet", "edges=plain.png,scale=much"], "no value of scale"),
+        (["generate", "x", "--controlnet", "edges=plain.png,guess=maybe"], "no value of guess"),
+        (["validate"], "PROMPT"),
+        (["loras", "load"], "LORA_ID"),
+        (["controlnets", "preprocess", "plain.png"], "PREPROCESSOR"),
+        (["controlnets", "preprocess", "plain.png", "canny", "-o", "nowhere/out.png"], "no folder nowhere"),
         (["generate", "x", "--local", "--connect", "ipc://x"], "--local"),
         (["generate", "x", "--preview"], "terminal"),
         (["generate", "--from", "missing.png"], "missing.png"),
@@ -129,6 +147,7 @@ def groups() -> list[LazyGroup]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_usage_is_told_with_exit_code_2(studio: Studio, arguments: list[str], message: str) -> None:
+    (studio.folder / "plain.png").write_bytes(b"not looked at")
     done = studio.run(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
@@ -137,7 +156,7 @@ def test_wrong_usage_is_told_with_exit_code_2(studio: Studio, arguments: list[st
 
 @pytest.mark.parametrize(
     "arguments",
-    [["generate", "x"], ["jobs", "watch", "x"], ["sessions", "list", "--json"]],
+    [["generate", "x"], ["jobs", "watch", "x"], ["sessions", "list", "--json"], ["validate", "x"], ["loras", "list"]],
     ids=" ".join,
 )
 def test_without_a_server_the_exit_code_is_3_and_the_remedy_is_named(studio: Studio, arguments: list[str]) -> None:
