@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import structlog
 
 from instructors.models import KNOWN_SHOWN, NAME, WEIGHTS_SUFFIXES, check_weights
 from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
-from protocol.limits import MIB
+from protocol.limits import MIB, NAME_LENGTH_MAX
 from protocol.schemas.base import nearest
 
 FOLDER = "loras"
@@ -30,6 +30,7 @@ KEY_LENGTH_MAX = 500
 TRIGGER_WORDS_MAX = 20
 WORD_LENGTH_MAX = 100
 CONFIG = "lora_adapter_metadata"  # where diffusers writes peft's settings, as JSON
+SUFFIXES = (".safetensors", *sorted(WEIGHTS_SUFFIXES - {".safetensors"}))
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 BASE_MODELS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL"}  # by the width of the text that the UNet attends to
 REFUSED = {  # what a tensor's name ends in or contains -> what the file is
@@ -99,20 +100,22 @@ class LoraFolder:
     _read: dict[Path, tuple[tuple[int, int], LoraFile]] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """Every name that looks like a LoRA: a file of weights, or a folder that holds one."""
-        return sorted(self._files())
+        """Every name that looks like a LoRA's: of a file of weights, or of a folder that holds one."""
+        if self._root is None or not self._root.is_dir():
+            return []
+        entries = sorted(self._root.iterdir())[:FILES_MAX]
+        stems = {entry.name if entry.is_dir() else entry.stem for entry in entries}
+        return sorted(name for name in stems if self._path(name) is not None)
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What `lora.list` says: usable LoRAs, and those whose files are not (their `problem` says why)."""
-        found = []
-        for name, path in sorted(self._files().items()):
-            try:
-                found.append(self.find(name).to_wire())
-            except AtelierError as error:
-                log.warning("not usable", lora_id=name, problem=error.message)
-                nbytes = path.stat().st_size if self._inside(path) else 0
-                found.append({"lora_id": name, "nbytes": nbytes, "problem": error.message})
-        return found
+    def entry(self, lora_id: str) -> dict[str, Any]:
+        """What `lora.list` says of one of `names`; of one that is not usable, its `problem` says why."""
+        try:
+            return self.find(lora_id).to_wire()
+        except AtelierError as error:
+            log.warning("not usable", lora_id=lora_id, problem=error.message)
+            path = self._path(lora_id)
+            nbytes = path.stat().st_size if path is not None and self._inside(path) else 0
+            return {"lora_id": lora_id, "nbytes": nbytes, "problem": error.message}
 
     def find(self, lora_id: str) -> LoraFile:
         """The checked LoRA of this name.
@@ -120,7 +123,7 @@ class LoraFolder:
         Raises ModelNotFound, Forbidden (a link out of the folder) or ModelInvalid (unsafe, damaged, or of a kind that
         is not applied).
         """
-        path = self._files().get(lora_id) if NAME.fullmatch(lora_id) else None
+        path = self._path(lora_id)
         if path is None:
             known = self.names()
             details = {"known": known[:KNOWN_SHOWN], "nearest": nearest(lora_id, known)}
@@ -134,20 +137,32 @@ class LoraFolder:
             self._read[path] = (version, read(path, lora_id))
         return self._read[path][1]
 
-    def _files(self) -> dict[str, Path]:
-        """Name -> file. Links are listed, and judged when they are asked for."""
-        root = self.models / FOLDER if self.models is not None else None
-        if root is None or not root.is_dir():
-            return {}
-        found: dict[str, Path] = {}
-        for entry in sorted(root.iterdir())[:FILES_MAX]:
-            path = _weights_in(entry) if entry.is_dir() and self._inside(entry) else entry
-            if path is not None and path.suffix.lower() in WEIGHTS_SUFFIXES:
-                found.setdefault(entry.name if entry.is_dir() else entry.stem, path)
-        return found
+    @property
+    def _root(self) -> Path | None:
+        return self.models / FOLDER if self.models is not None else None
+
+    def _path(self, lora_id: str) -> Path | None:
+        """The file of this name, wherever a link may lead; pickles too, so that they are refused by their content."""
+        if self._root is None or not NAME.fullmatch(lora_id):
+            return None
+        files = (self._root / f"{lora_id}{suffix}" for suffix in SUFFIXES)
+        single = next((file for file in files if file.is_file()), None)
+        folder = self._root / lora_id
+        return _weights_in(folder) if single is None and folder.is_dir() and self._inside(folder) else single
 
     def _inside(self, path: Path) -> bool:
-        return self.models is not None and path.resolve().is_relative_to((self.models / FOLDER).resolve())
+        return self.models is not None and path.resolve().is_relative_to(self.models.resolve())
+
+
+def resident_name(lora_id: str) -> str:
+    """What reports of a worker's memory call it: like no model's name, and not longer than a name may be."""
+    return f"lora/{lora_id}"[:NAME_LENGTH_MAX]
+
+
+@cache
+def folder(models: Path | None) -> LoraFolder:
+    """The LoRAs of a model folder, with what this process has read of them."""
+    return LoraFolder(models)
 
 
 def read(path: Path, lora_id: str) -> LoraFile:
@@ -180,8 +195,6 @@ def _weights_in(folder: Path) -> Path | None:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelInvalid("This LoRA is not a file.")
     check_weights(path)
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -6,19 +6,20 @@ An adapter's tensors are never fused into the model's weights, and loading one d
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instructors.lora_files import LoraFile
+from instructors.lora_files import COMPONENTS, LoraFile, resident_name
 from instructors.pipelines.lora_match import Target, match
-from protocol.errors import ModelInvalid
+from protocol.errors import InvalidRequest, ModelInvalid
 
 log = structlog.get_logger("instructors.lora")
 
@@ -36,9 +37,12 @@ class Delta:
     divisor: float
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Adapter:
-    """A loaded LoRA. `name` and `nbytes` are for the worker's residency. `deltas`: component -> layer -> delta."""
+    """A loaded LoRA. `name` and `nbytes` are for the worker's residency, where no model's name is like it.
+
+    `deltas`: component -> layer -> delta.
+    """
 
     name: str
     content_hash: str
@@ -78,8 +82,21 @@ class LoraBase:
     def __init__(self, parts: Mapping[str, nn.Module], device: str, dtype: torch.dtype) -> None:
         """`parts`: "unet" and the text encoders, named as in the pipeline. Adapters are put on `device` as `dtype`."""
         self._parts = dict(parts)
+        self._modules = {component: dict(part.named_modules()) for component, part in parts.items()}
+        self._compiled = any(
+            module._compiled_call_impl is not None for part in parts.values() for module in part.modules()
+        )
         self._device = torch.device(device)
         self._dtype = dtype
+
+    @classmethod
+    def of(cls, pipeline: Any, device: str) -> "LoraBase":
+        """Those of a pipeline. Raises InvalidRequest for a family whose LoRAs are not applied."""
+        components = pipeline.components
+        if type(components.get("unet")) is not UNet2DConditionModel:
+            raise InvalidRequest("LoRAs are applied to Stable Diffusion 1, 2 and XL; this model is of another family.")
+        parts = {name: components[name] for name in COMPONENTS if components.get(name) is not None}
+        return cls(parts, device, pipeline.unet.dtype)
 
     def check(self, file: LoraFile) -> None:
         """Raise ModelInvalid if the LoRA does not fit this model. Reads no tensor."""
@@ -102,14 +119,14 @@ class LoraBase:
             log.warning("a LoRA cannot be loaded", lora_id=file.lora_id, error=repr(error))
             raise ModelInvalid("This LoRA's file cannot be read, or has changed just now.") from None
         nbytes = sum(d.down.nbytes + d.up.nbytes for layers in deltas.values() for d in layers.values())
-        return Adapter(file.lora_id, file.content_hash, nbytes, deltas)
+        return Adapter(resident_name(file.lora_id), file.content_hash, nbytes, deltas)
 
     def _delta(self, target: Target, read: Callable[[str], Tensor]) -> Delta:
-        down, up = (read(name).to(self._device, self._dtype) for name in (target.down, target.up))
+        down, up = (read(name).to(self._dtype) for name in (target.down, target.up))
         alpha = target.settled_alpha if target.alpha is None else float(read(target.alpha))
         if not (math.isfinite(alpha) and torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise ModelInvalid(f"This LoRA's layer {target.layer[:100]!r} has values that are not numbers.")
-        return Delta(down, up, alpha, target.divisor)
+        return Delta(down.to(self._device), up.to(self._device), alpha, target.divisor)
 
     @contextmanager
     def rows(self, component: str, mixes: Sequence[Mix], reproducible: bool = False) -> Iterator[None]:
@@ -119,20 +136,25 @@ class LoraBase:
         adapter are computed together. `reproducible`: every row by itself, so that what is added to it depends on
         nothing else in the batch.
         """
-        part = self._parts[component]
+        modules, plan = self._modules[component], self._plan(component, mixes, reproducible)
         covered: list[tuple[dict[str, Any], Any]] = []
         try:
-            for layer, deltas in self._plan(component, mixes, reproducible).items():
-                module = part.get_submodule(layer)
-                covered.append((vars(module), vars(module).get("forward")))
-                vars(module)["forward"] = _covered(module, deltas, len(mixes))
-            yield
+            for layer, deltas in plan.items():
+                attributes = modules[layer].__dict__  # set past torch, which would look at each for what it is
+                covered.append((attributes, attributes.get("forward")))
+                attributes["forward"] = _covered(modules[layer], deltas, len(mixes))
+            with self._eager() if plan else nullcontext():
+                yield
         finally:
             for attributes, forward in covered:
                 if forward is None:
                     del attributes["forward"]
                 else:  # a hook of another's, such as for offloading
                     attributes["forward"] = forward
+
+    def _eager(self) -> AbstractContextManager[Any]:
+        """Compiled blocks run as they were written: else each new mix would be compiled first."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _plan(self, component: str, mixes: Sequence[Mix], reproducible: bool) -> dict[str, list[tuple[Delta, _Group]]]:
         """Layer -> what is added to it, in order."""

@@ -46,12 +46,7 @@ def pipeline(folder: Path) -> Any:
 
 @pytest.fixture
 def base(pipeline: Any) -> LoraBase:
-    return base_of(pipeline)
-
-
-def base_of(pipeline: Any) -> LoraBase:
-    names = [name for name in lora_files.COMPONENTS if getattr(pipeline, name, None) is not None]
-    return LoraBase({name: getattr(pipeline, name) for name in names}, "cpu", torch.float32)
+    return LoraBase.of(pipeline, "cpu")
 
 
 @pytest.fixture
@@ -82,7 +77,7 @@ def picture_with(pipeline: Any, base: LoraBase, mix: tuple[tuple[Adapter, float]
 @pytest.mark.parametrize("layout", tiny_lora.LAYOUTS)
 def test_a_picture_with_two_loras_equals_stock_bit_for_bit(folder: Path, read: Read, layout: str) -> None:
     stock, ours = pipeline_of(folder), pipeline_of(folder)
-    base, write = base_of(ours), tiny_lora.LAYOUTS[layout]
+    base, write = LoraBase.of(ours, "cpu"), tiny_lora.LAYOUTS[layout]
     files = [read(write(tiny_lora.layers(ours, rank=rank, seed=rank)), f"r{rank}") for rank in (4, 2)]
     first, second = (base.load(file) for file in files)
     for file in files:
@@ -123,7 +118,7 @@ def test_the_settings_that_diffusers_saves_are_honoured(folder: Path, tmp_path: 
         unet_lora_adapter_metadata=config.to_dict() | {"target_modules": sorted(config.target_modules)},
     )
     path = tmp_path / "pytorch_lora_weights.safetensors"
-    base, file = base_of(ours), lora_files.read(path, "saved")
+    base, file = LoraBase.of(ours, "cpu"), lora_files.read(path, "saved")
     assert file.config["unet"]["lora_alpha"] == 6
     assert file.ranks == (2, 4)
     stock.load_lora_weights(path, adapter_name="saved")
@@ -148,7 +143,7 @@ def test_sdxl_in_the_names_of_its_first_code(tmp_path_factory: pytest.TempPathFa
     for (_, name), (down, up) in found.items():
         stem = f"lora_unet_{names[name]}"
         tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(2.0)}
-    base, file = base_of(ours), read(tensors)
+    base, file = LoraBase.of(ours, "cpu"), read(tensors)
     stock.load_lora_weights(file.path, adapter_name="some")
     stock.set_adapters(["some"], [1.0])
     assert numpy.array_equal(picture_with(ours, base, ((base.load(file), 1.0),)), picture(stock))
@@ -433,3 +428,38 @@ def test_a_file_that_changed_under_way_is_refused(pipeline: Any, base: LoraBase,
     file.path.write_bytes(b"gone")
     with pytest.raises(ModelInvalid, match="has changed just now"):
         base.load(file)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.layer(x))
+
+
+def test_a_compiled_model_has_the_rows_loras_and_is_not_compiled_for_them() -> None:
+    torch.manual_seed(0)
+    plain, compiled, compilations = Block(), Block(), []
+    compiled.load_state_dict(plain.state_dict())
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    compiled.compile(backend=backend)
+    delta = Delta(torch.randn(2, 8), torch.randn(8, 2), 2, 2)
+    adapter, x = Adapter("a", "a", 0, {"unet": {"layer": delta}}), torch.randn(4, 8)
+    bases = [(module, LoraBase({"unet": module}, "cpu", torch.float32)) for module in (plain, compiled)]
+    with torch.no_grad():
+        without = [module(x) for module, _ in bases]
+        assert torch.equal(without[0], without[1])
+        for scale in (0.5, 1.0, 0.0):
+            results = []
+            for module, base in bases:
+                with base.rows("unet", [((adapter, scale),)] * 4):
+                    results.append(module(x))
+            assert torch.equal(results[0], results[1])
+            assert torch.equal(results[0], without[0]) == (scale == 0.0)
+    assert len(compilations) == 1

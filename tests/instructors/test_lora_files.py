@@ -153,8 +153,7 @@ def test_files_that_are_refused(folder: LoraFolder, shapes: dict[str, tuple[int,
     write(folder, shapes)
     with pytest.raises(ModelInvalid, match=message):
         folder.find("some")
-    (entry,) = folder.entries()
-    assert LoraInfo.model_validate(entry).problem
+    assert LoraInfo.model_validate(folder.entry("some")).problem
 
 
 @pytest.mark.parametrize(
@@ -203,6 +202,7 @@ def test_names(folder: LoraFolder, tmp_path: Path) -> None:
     write(folder, kohya(), "in_a_folder/weights")
     write(folder, kohya(), "two/a")
     write(folder, kohya(), "two/b")
+    write(folder, kohya(), "not a name")
     (tmp_path / "loras" / "readme.txt").write_text("no LoRA")
     assert folder.names() == ["hollow", "in_a_folder"]
     assert folder.find("in_a_folder").lora_id == "in_a_folder"
@@ -216,21 +216,27 @@ def test_names(folder: LoraFolder, tmp_path: Path) -> None:
 
 def test_no_folder_has_no_loras(tmp_path: Path) -> None:
     for folder in (LoraFolder(None), LoraFolder(tmp_path), LoraFolder(tmp_path / "missing")):
-        assert folder.names() == folder.entries() == []
+        assert folder.names() == []
         with pytest.raises(ModelNotFound):
             folder.find("some")
 
 
-def test_a_link_out_of_the_folder_is_refused(folder: LoraFolder, tmp_path: Path) -> None:
-    outside = LoraFolder(tmp_path / "elsewhere")
-    target = write(outside, kohya())
+def test_a_link_out_of_the_folder_is_refused(
+    folder: LoraFolder, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    target = write(LoraFolder(tmp_path_factory.mktemp("elsewhere")), kohya())
     (tmp_path / "loras" / "link.safetensors").symlink_to(target)
     (tmp_path / "loras" / "linked").symlink_to(target.parent)
     with pytest.raises(Forbidden, match="leads out of the model folder"):
         folder.find("link")
     with pytest.raises(ModelNotFound):
         folder.find("linked")
-    assert [(entry["lora_id"], entry["nbytes"]) for entry in folder.entries()] == [("link", 0)]
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "loras").symlink_to(target.parent)
+    with pytest.raises(Forbidden):
+        LoraFolder(tmp_path / "all").find("some")
+    assert folder.names() == ["link"]
+    assert folder.entry("link")["nbytes"] == 0
 
 
 def test_a_changed_file_is_read_again_and_one_that_is_not_is_not(folder: LoraFolder) -> None:
