@@ -5,14 +5,17 @@ turned upright as their EXIF data says. Pillow is imported when a picture is at 
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from instructors.memory import is_out_of_memory
+from instructors.task import Blob
 from protocol.codec import Buffer
 from protocol.errors import AtelierError, InvalidRequest, PayloadTooLarge
 from protocol.limits import DEFAULT_LIMITS
+from protocol.schemas.artifact import ArtifactRef
+from protocol.schemas.values import AttachmentRef
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +25,18 @@ SIDE_MAX = 8192  # pixels
 FORMATS = ("PNG", "JPEG", "WEBP")
 JPEG_SCANS_MAX = 200  # a few bytes can ask for one more pass over all pixels; progressive files have about ten
 WHITE, BLACK = 255, 0
+
+
+def file_of(ref: AttachmentRef | ArtifactRef | bytes, blobs: Sequence[Blob], field: str) -> Buffer:
+    """The file that a request names, out of its attachments `blobs`. Raises InvalidRequest."""
+    if isinstance(ref, bytes):
+        return ref
+    if isinstance(ref, ArtifactRef):  # the orchestrator puts an attachment in its place
+        raise invalid(field, "names an artifact, and a worker cannot fetch it; send the bytes")
+    if ref.attachment >= len(blobs):
+        raise invalid(field, f"there is no attachment {ref.attachment}; {len(blobs)} came with this request")
+    data = blobs[ref.attachment].data
+    return data() if callable(data) else data
 
 
 def decode(raw: Buffer, field: str) -> "Image":

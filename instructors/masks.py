@@ -1,7 +1,7 @@
 """Masks of inpainting: white is painted anew, black is kept.
 
-The order is: read (invert) -> outpaint -> blur -> crop_region, then the model's work, then paste_back. What the model
-sees of the blurred mask is what the stock pipeline makes of it: every pixel of at least half white is painted anew.
+The order is: read (invert) -> outpaint -> blur -> crop_region -> seen, then the model's work, then paste_back. What the
+model makes of the blurred mask is what the stock pipeline does: every pixel of at least half white is painted anew.
 """
 
 from typing import TYPE_CHECKING
@@ -76,6 +76,28 @@ def crop_region(mask: "Image", size: tuple[int, int], padding: int, field: str) 
     if inner[0] == inner[2] or inner[1] == inner[3]:
         raise images.invalid(field, f"the part of {right - left} × {bottom - top} is too long and thin; widen it")
     return left, top, right, bottom
+
+
+def seen(image: "Image", size: tuple[int, int], region: Box | None = None) -> "Image":
+    """What the model sees of a picture or a mask, at `size` (width, height): all of it, scaled; or `region`, in its
+    own shape, and filled up to the size as the stock `padding_mask_crop` does."""
+    if region is None:
+        return images.resized(image, size)
+    from diffusers.image_processor import VaeImageProcessor
+
+    width, height = size
+    return VaeImageProcessor().resize(image.crop(region), height, width, resize_mode="fill").convert(image.mode)
+
+
+def check_seen(mask: "Image", factor: int, field: str) -> None:
+    """Raise InvalidRequest where nothing is left of a mask that the model sees: it takes one pixel in `factor` of each
+    row and column."""
+    import numpy as np
+
+    if not (np.asarray(mask)[::factor, ::factor] >= HALF).any():
+        raise images.invalid(
+            field, "the white parts are too small for the model; enlarge them or use padding_mask_crop"
+        )
 
 
 def paste_back(original: "Image", generated: "Image", mask: "Image", region: Box | None = None) -> "Image":

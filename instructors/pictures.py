@@ -3,6 +3,7 @@
 What an action means stands in its `Plan` (instructors.inference and its neighbours). Importing this module is cheap.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from functools import cache, partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
+from instructors import images
 from instructors.task import Blob, Context, Result, SharedTask
 from protocol import recipe as recipes
 from protocol.codec import pack, unpack
@@ -120,16 +122,12 @@ class Pictures(SharedTask):
         """What all pictures of the job share; each adds its seed and size."""
         data, model, padding = self._data, self._loaded.model, self._context.padding
         return {
+            **recipes.request_fields(data, self._digest),
             "version": recipes.VERSION,
             "action": action,
             "model_id": model.model_id,
             "model_hash": model.content_hash,
-            "prompt": data.prompt,
-            "negative_prompt": data.negative_prompt,
-            "steps": data.steps,
             "scheduler": self._scheduler,
-            "guidance_scale": data.guidance_scale,
-            "output": data.output.model_dump(),
             **self._plan.recipe,
             "numerics": {
                 "device": self._context.device_kind,
@@ -139,6 +137,10 @@ class Pictures(SharedTask):
                 "libraries": _libraries(),
             },
         }
+
+    def _digest(self, ref: Any) -> str:
+        """Of an input picture's file: SHA-256 in hex."""
+        return hashlib.sha256(images.file_of(ref, self._context.blobs, "image")).hexdigest()
 
 
 def check_size(width: int | None, height: int | None, loaded: "LoadedModel", num_images: int) -> None:

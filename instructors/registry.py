@@ -53,7 +53,7 @@ def load(modules: list[str]) -> Registry:
     Raises NoSuchModule.
     """
     registry = Registry()
-    for name in ["instructors.system", "instructors.inference", *modules]:
+    for name in ["instructors.system", "instructors.inference", "instructors.inpainting", *modules]:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:

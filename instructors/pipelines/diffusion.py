@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
 PREVIEW_QUALITY = 80
+INPAINTING_CHANNELS = 9  # of a UNet made for inpainting: latents, mask, latents of the masked picture
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
@@ -62,7 +63,7 @@ class LoadedModel:
         size = getattr(self._pipeline, "default_sample_size", None)
         if not isinstance(size, int):
             return None
-        return size * self._scale_factor, size * self._scale_factor
+        return size * self.scale_factor, size * self.scale_factor
 
     @property
     def size_multiple(self) -> int:
@@ -70,15 +71,23 @@ class LoadedModel:
         processor = getattr(self._pipeline, "image_processor", None)
         factor = processor.config.vae_scale_factor if processor is not None else 1
         patch = getattr(self._pipeline, "patch_size", None)
-        return lcm(8, factor, self._scale_factor * patch if isinstance(patch, int) else 1)
+        return lcm(8, factor, self.scale_factor * patch if isinstance(patch, int) else 1)
 
     @property
-    def _scale_factor(self) -> int:
+    def scale_factor(self) -> int:
         """Pixels per latent and side."""
         return int(getattr(self._pipeline, "vae_scale_factor", 8))
 
+    @property
+    def _wants_masks(self) -> bool:
+        """Whether the UNet sees latents, mask and the latents of the masked picture."""
+        config = getattr(getattr(self._pipeline, "unet", None), "config", {})
+        return bool(config.get("in_channels") == INPAINTING_CHANNELS)
+
     def pipeline(self, kind: "Kind") -> Any:
         """The family's pipeline for this kind of work, with the same components. Raises InvalidRequest."""
+        if self._wants_masks and kind != "inpainting":
+            raise InvalidRequest(f"This model is made for inpainting alone: it cannot do {kind}.")
         found = self._pipelines.get(kind)
         if found is None:
             try:
@@ -89,11 +98,14 @@ class LoadedModel:
             self._pipelines[kind] = found
         return found
 
+    def takes(self, kind: "Kind", name: str) -> bool:
+        """Whether the pipeline for this kind of work has an argument of this name. Raises as `pipeline`."""
+        return name in inspect.signature(self.pipeline(kind).__call__).parameters
+
     def check(self, plan: "Plan") -> None:
         """Raise InvalidRequest for what this family has no use for."""
-        accepts = inspect.signature(self.pipeline(plan.kind).__call__).parameters
         for name in plan.arguments:
-            if name not in accepts:
+            if not self.takes(plan.kind, name):
                 raise InvalidRequest(f"Models of the family {self.model.family} take no {name}.")
 
     def generate(self, plan: "Plan", scheduler: Any, seed: int, on_step: OnStep) -> Image.Image:
@@ -138,7 +150,7 @@ class LoadedModel:
         """[height, width, 3] bytes on the CPU, or None."""
         vae, unpack = getattr(self._pipeline, "vae", None), getattr(self._pipeline, "_unpack_latents", None)
         if latents.ndim == 3 and unpack is not None and width and height:
-            latents = unpack(latents, height, width, self._scale_factor)
+            latents = unpack(latents, height, width, self.scale_factor)
         scaling_factor = getattr(getattr(vae, "config", None), "scaling_factor", None)
         if vae is None or latents.ndim != 4 or scaling_factor is None:
             return None

@@ -40,7 +40,7 @@ def test_unknown_actions_and_wrong_data(registry: Registry) -> None:
 
 def test_an_action_is_registered_once() -> None:
     registry = load([])
-    assert registry.names == ["inference.text2img", "system.noop"]
+    assert registry.names == ["inference.img2img", "inference.inpainting", "inference.text2img", "system.noop"]
     with pytest.raises(ValueError, match="already"):
         registry.add(ACTIONS["system.noop"], lambda data, context: None)
 
