@@ -83,11 +83,9 @@ def test_another_machines_picture_comes_with_a_warning(up: Studio) -> None:
 
     ok(up, "generate", PROMPT, "--steps", "2", "-o", "mine.png")
     recipe = read((up.folder / "mine.png").read_bytes()) or {}
-    theirs = recipe | {
-        "device": "NVIDIA H200",
-        "libraries": recipe["libraries"] | {"torch": "1.0"},
-        "model_hash": "0" * 64,
-    }
+    here = recipe["numerics"]
+    there = here | {"device": "NVIDIA H200", "libraries": here["libraries"] | {"torch": "1.0"}}
+    theirs = recipe | {"numerics": there, "model_hash": "0" * 64}
     with Image.open(up.folder / "mine.png") as picture:
         (up.folder / "theirs.png").write_bytes(encode(picture, theirs, "png", 90))
     done = up.run("generate", "--from", "theirs.png", "-o", "again.png")
