@@ -12,7 +12,7 @@ from functools import cache, partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from instructors import images
+from instructors import images, lora
 from instructors.task import Blob, Context, Result, SharedTask
 from protocol import recipe as recipes
 from protocol.codec import pack, unpack
@@ -61,7 +61,10 @@ class Pictures(SharedTask):
         self._loaded.check(self._plan)
         self._scheduler, _ = self._loaded.schedulers.get(data.scheduler, data.steps, seed=0)
         self._seed = secrets.randbelow(INT_MAX) if data.seed_number is None else data.seed_number
+        mix = lora.mix(data.loras, self._loaded, context)
         self._recipe = self._common_recipe(action)
+        if mix:
+            self._recipe["lora_hashes"] = [adapter.content_hash for adapter, _ in mix]
         recipes.check_size(self._recipe, data.output.format)
         if len(recipes.dumps(self._recipe)) * data.num_images > JOB_RECIPE_BYTES_MAX:
             raise PayloadTooLarge("The prompts are too long for so many pictures in one job.")
@@ -69,7 +72,7 @@ class Pictures(SharedTask):
         self._blobs: list[Blob | None] = [None] * data.num_images
         self._steps_done = 0
         self._begun = time.monotonic()
-        self.units = [Stream(partial(self._paint, index)) for index in range(data.num_images)]
+        self.units = [Stream(partial(self._paint, index), mix) for index in range(data.num_images)]
 
     def result(self) -> Result:
         return Result({"images": list(self._images)}, [blob for blob in self._blobs if blob is not None])

@@ -23,8 +23,9 @@ from instructors.pipelines.streams import Stream
 from instructors.task import Padding
 
 LANES_MAX = 256  # per module; shapes that nobody asks for any more are forgotten
-Mix = Any  # a row's LoRAs with their scales, as the module's adapters take them
+Mix = tuple[Any, ...]  # a row's LoRAs with their scales, as the module's adapters take them
 NO_MIX: Mix = ()
+Adapters = Callable[[list[Mix]], AbstractContextManager[Any]]  # puts a mix on each row for the time of a forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,8 @@ class SharedForward:
         forward: Callable[..., Any],
         sharing: Sharing,
         padding: Padding,
-        adapters: Callable[[list[Mix]], AbstractContextManager[Any]] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        """`adapters` puts a mix of LoRAs on each row for the time of a forward."""
         self._forward = forward
         self._signature = inspect.signature(forward)
         self._sharing = sharing
@@ -77,7 +77,7 @@ class SharedForward:
         stream = streams.current()
         if stream is None:
             return self._invoke(*args, **kwargs)
-        call, key = self._call(args, kwargs, stream.mixes.get(self, NO_MIX))
+        call, key = self._call(args, kwargs, stream.mix)
         return self._wait(call, key)
 
     def rows_max(self, call: Call) -> int:

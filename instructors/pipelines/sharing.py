@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -10,7 +11,8 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from instructors.pipelines import streams
-from instructors.pipelines.lanes import Call, SharedForward, Sharing
+from instructors.pipelines.lanes import Adapters, Call, SharedForward, Sharing
+from instructors.pipelines.lora import LoraBase, mix_key
 from instructors.task import Padding
 
 TEXT_ROWS_MAX = 32
@@ -33,8 +35,9 @@ log = structlog.get_logger("instructors.sharing")
 class TextForward(SharedForward):
     """A text encoder's forward, with a memory: the same text with the same LoRAs is encoded once."""
 
-    def __init__(self, forward: Any, padding: Padding, **options: Any) -> None:
-        super().__init__(forward, TEXT, padding, **options)
+    def __init__(self, name: str, forward: Any, padding: Padding, adapters: Adapters) -> None:
+        super().__init__(forward, TEXT, padding, adapters)
+        self._name = name  # of the component
         self._known: OrderedDict[Any, tuple[Any, int, bool]] = OrderedDict()  # -> (result, bytes, exact)
         self._nbytes = 0
 
@@ -42,7 +45,11 @@ class TextForward(SharedForward):
         return TEXT_ROWS_MAX
 
     def _wait(self, call: Call, key: Hashable) -> Any:
-        text = (key, call.mix, tuple(tensor.cpu().numpy().tobytes() for tensor in call.tensors.values()))
+        text = (
+            key,
+            mix_key(self._name, call.mix),
+            tuple(tensor.cpu().numpy().tobytes() for tensor in call.tensors.values()),
+        )
         known = self._known.get(text)
         if known is not None and (known[2] or not streams.alone()):  # alone, a picture equals stock to the last bit
             self._known.move_to_end(text)
@@ -95,11 +102,14 @@ def share(pipeline: Any, padding: Padding) -> bool:
         return False
     if type(pipeline.components.get("vae")) is not AutoencoderKL:
         return False
-    _share_forward(pipeline.unet, lambda forward: SharedForward(forward, UNET, padding))
+    unet = pipeline.unet
+    adapters = _adapters("unet", unet, padding)
+    _share_forward(unet, lambda forward: SharedForward(forward, UNET, padding, adapters))
     for name in ("text_encoder", "text_encoder_2"):
         encoder = pipeline.components.get(name)
         if isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
-            _share_forward(encoder, lambda forward: TextForward(forward, padding))
+            adapters = _adapters(name, encoder, padding)
+            _share_forward(encoder, partial(TextForward, name, padding=padding, adapters=adapters))
     if not isinstance(pipeline.vae.decode, DecodeForward):
         pipeline.vae.decode = DecodeForward(pipeline.vae, padding)
     return True
@@ -108,6 +118,12 @@ def share(pipeline: Any, padding: Padding) -> bool:
 def share_controlnet(controlnet: ControlNetModel, padding: Padding) -> None:
     """The same for a ControlNet."""
     _share_forward(controlnet, lambda forward: SharedForward(forward, CONTROLNET, padding))
+
+
+def _adapters(name: str, module: Any, padding: Padding) -> Adapters:
+    """Of this module alone: it may outlive the model that it came with."""
+    base = LoraBase({name: module}, str(module.device), module.dtype)
+    return lambda mixes: base.rows(name, mixes, reproducible=padding.fixed_rows is not None)
 
 
 def _share_forward(module: Any, make: Callable[[Any], SharedForward]) -> None:

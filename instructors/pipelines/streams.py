@@ -22,15 +22,15 @@ _begun = 0  # streams that have begun and are not done
 class Stream:
     """One picture on its way: a `Unit` whose work is a function that may stop in `wait`."""
 
-    def __init__(self, run: Callable[[], Any]) -> None:
-        """`run` begins with the first `step`."""
+    def __init__(self, run: Callable[[], Any], mix: Any = ()) -> None:
+        """`run` begins with the first `step`. `mix`: the LoRAs of its rows, as `lanes.SharedForward` takes them."""
         self.lane: Lane | None = None
         self.rows = 1
         self.done = False
         self.value: Any = None  # what `run` returned
         self.error: BaseException | None = None
         self.call: Any = None  # what it waits for in its lane
-        self.mixes: dict[Any, Any] = {}  # shared forward -> the LoRAs of this picture's rows there
+        self.mix = mix
         self._greenlet = _Greenlet(run)
         self._greenlet.stream = self
         self._greenlet.gr_context = copy_context()  # so that what it logs names its job
