@@ -4,14 +4,16 @@ import os
 import queue
 import threading
 import time
+from bisect import insort, insort_left
 from collections.abc import Callable
 
 import structlog
 
-from instructors.task import Unit, step_units
+from instructors.task import step_units
 from protocol.enums import HeldState
+from protocol.limits import PRIORITY_MAX
 from worker.engine.planner import ALONE, Planner, Waiting, lane_of
-from worker.engine.running import Named, Running
+from worker.engine.running import Running
 from worker.engine.workplace import Workplace
 from worker.jobs import Job
 
@@ -30,12 +32,13 @@ class Engine(threading.Thread):
         self._place = place
         self._warm_up = warm_up
         self._mailbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._pending: list[Job] = []  # not begun, the most urgent first
+        self._sharing: list[Job] = []  # not begun, the most urgent first: those that may share quanta
+        self._plain: list[Job] = []  # and those that share nothing
         self._running: list[Running] = []
         self._planner = Planner(place.quantum_s)
         self._begun = 0
         self._finishing = self._stopping = False
-        self._crowded = False  # a job waits for memory that the running ones hold
+        self._crowded = -1  # priority of a job that waits for memory that the running ones hold
         self._beginning = threading.Lock()  # either the device thread begins a job, or it is withdrawn
         self._measured_at = 0.0
         self.room = threading.Event()  # cleared while too many results wait for their acknowledgement
@@ -71,35 +74,45 @@ class Engine(threading.Thread):
             with self._place.pulse.loading():
                 self._warm_up()
             self._place.pulse.ready()
-            while not self._over():
-                self._take_in()
-                self._begin_jobs()
-                self._leave_cancelled()
-                self._quantum()
+            while not self.over:
+                self.turn()
         except BaseException:
             log.critical("the device thread failed", exc_info=True)
             os._exit(CRASHED)
 
-    def _over(self) -> bool:
+    @property
+    def over(self) -> bool:
+        """Is there nothing left to do, now or ever?"""
         if self._running:
             return False
-        return self._stopping or (self._finishing and not self._pending and self._mailbox.empty())
+        return self._stopping or (self._finishing and not self._sharing and not self._plain and self._mailbox.empty())
+
+    def turn(self) -> None:
+        """One quantum, and what is due before and after it. Waits at the mailbox where there is nothing to do."""
+        self._take_in()
+        self._leave_cancelled()
+        self._begin_jobs()
+        self._quantum()
+        self._settle()  # not within the quantum: its variables would hold what an error's traceback holds
 
     def _take_in(self) -> None:
         """Empty the mailbox; wait at it where there is nothing to do."""
-        idle = not self._running and not self._pending
-        if idle:
+        if not self._running and not self._sharing and not self._plain:
             self._place.pulse.idle()
             self._measure()
-        try:
-            while True:
-                job = self._mailbox.get(timeout=IDLE_S) if idle else self._mailbox.get_nowait()
-                idle = False
-                if job is not None:
-                    self._pending.append(job)
-                    self._pending.sort(key=lambda job: -job.assign.priority)  # keeps the order of equals
-        except queue.Empty:
-            pass
+            try:
+                self._admit(self._mailbox.get(timeout=IDLE_S))
+            except queue.Empty:
+                return
+        while not self._mailbox.empty():
+            self._admit(self._mailbox.get())
+
+    def _admit(self, job: Job | None) -> None:
+        if job is not None:
+            insort(self._pending(job), job, key=_urgent_first)  # after its equals
+
+    def _pending(self, job: Job) -> list[Job]:
+        return self._sharing if self._place.registry.shares(job.assign.action) else self._plain
 
     def _measure(self) -> None:
         now = time.monotonic()
@@ -108,92 +121,102 @@ class Engine(threading.Thread):
             self._measured_at = now
 
     def _begin_jobs(self) -> None:
-        """Begin what may share quanta at once. What shares nothing waits for its like, unless it is more urgent."""
-        if not self._pending or self._stopping or self._crowded:
-            return
-        if not self._running:
-            self.room.wait()
-        if not self.room.is_set() or self._stopping:
-            return
-        plain = max((one.job.assign.priority for one in self._running if one.is_plain), default=-1)
-        for job in list(self._pending):
-            if self._crowded:
-                return
-            shares = self._place.registry.shares(job.assign.action)
-            if not shares and job.assign.priority <= plain:
+        while (self._sharing or self._plain) and not self._stopping:
+            if not self.room.is_set():
+                if self._running:
+                    return
+                self._place.pulse.idle()
+                self.room.wait()
                 continue
-            self._pending.remove(job)
-            if self._begin(job):
-                plain = plain if shares else job.assign.priority
+            pending = self._next()
+            if pending is None:
+                return
+            self._begin(pending.pop(0))
+            self._take_in()  # what came meanwhile may be more urgent
 
-    def _begin(self, job: Job) -> bool:
+    def _next(self) -> list[Job] | None:
+        """Where the next job to begin is the first. What may share quanta begins at once; what shares nothing waits
+        for its like, unless it is more urgent. While a job of the highest priority runs, only its like begin: loading
+        would slow it."""
+        floor, plain = self._crowded, -1
+        for running in self._running:
+            if running.priority == PRIORITY_MAX:
+                floor = max(floor, PRIORITY_MAX - 1)
+            if running.is_plain:
+                plain = max(plain, running.priority)
+        sharing = self._sharing[0].assign.priority if self._sharing else -1
+        alone = self._plain[0].assign.priority if self._plain else -1
+        if sharing > floor and (sharing >= alone or alone <= plain):
+            return self._sharing
+        return self._plain if alone > max(floor, plain) else None
+
+    def _begin(self, job: Job) -> None:
         with self._beginning:
             if job.cancelled:
-                return False
+                return
             job.state = HeldState.RUNNING
         self._begun += 1
         running = Running(self._place, job, self._begun)
         self._place.pulse.beat()
         running.begin()
-        if running.no_room and self._running:
-            self._put_back(job)
-            return False
-        self._running.append(running)
-        self._settle()
+        if not (running.no_room and self._running and self._put_back(job)):
+            self._running.append(running)
+            if running.over:
+                self._settle()
+
+    def _put_back(self, job: Job) -> bool:
+        """Its model does not fit beside those in use: it begins when one of the running jobs has ended. Until then
+        only what is more urgent may try. False: the job was cancelled meanwhile, and is to be answered."""
+        with self._beginning:
+            if job.cancelled:
+                return False
+            job.state = HeldState.ASSIGNED
+        log.info("waiting for memory", job_id=job.assign.job_id)
+        self._crowded = job.assign.priority
+        insort_left(self._pending(job), job, key=_urgent_first)  # before its equals, as it was
         return True
 
-    def _put_back(self, job: Job) -> None:
-        """Its model does not fit beside those in use: it begins when one of the running jobs has ended."""
-        log.info("waiting for memory", job_id=job.assign.job_id)
-        self._crowded = True
-        with self._beginning:
-            job.state = HeldState.ASSIGNED
-        self._pending.insert(0, job)
-        self._pending.sort(key=lambda job: -job.assign.priority)
-
     def _leave_cancelled(self) -> None:
-        for running in self._running:
-            if running.job.cancelled and not running.over:
-                running.cancel()
-        self._settle()
+        cancelled = [running for running in self._running if running.job.cancelled]
+        for running in cancelled:
+            running.cancel()
+        if cancelled:
+            self._settle()
 
     def _quantum(self) -> None:
         waiting = [entry for running in self._running for entry in running.waiting]
         if not waiting:
             return
-        now = time.monotonic()
-        chosen = self._planner.choose(waiting, now)
+        begun = time.monotonic()
+        chosen = self._planner.choose(waiting, begun)
         lane, rows = lane_of(chosen[0]), sum(entry.unit.rows for entry in chosen)
         self._place.pulse.beat()
         self._step(chosen)
         ended = time.monotonic()
-        self._planner.ran(lane, rows, ended - now)
+        self._planner.ran(lane, rows, ended - begun)
         for entry in chosen:
             entry.since = ended
-        stepped = {id(entry) for entry in chosen}
-        for running in self._running:
-            if any(id(entry) in stepped for entry in running.waiting):
-                running.look()
-        self._settle()
+        for running in dict.fromkeys(entry.owner for entry in chosen):
+            running.look()
         self._measure()
 
     def _step(self, chosen: list[Waiting]) -> None:
-        units: list[Unit] = [entry.unit for entry in chosen]
         if lane_of(chosen[0]) is ALONE:
-            with Named(self._owner(chosen[0]).job):
-                step_units(units)
+            with chosen[0].owner.named:
+                chosen[0].unit.step()
         else:
-            step_units(units)
-
-    def _owner(self, entry: Waiting) -> Running:
-        return next(running for running in self._running if entry in running.waiting)
+            step_units([entry.unit for entry in chosen])
 
     def _settle(self) -> None:
         """Send the results of what is over."""
-        for running in self._running:
+        for running in list(self._running):
             if running.out_of_memory:
                 running.try_again()
             if running.over:
+                self._running.remove(running)
+                self._crowded = -1
                 running.deliver()
-                self._crowded = False
-        self._running = [running for running in self._running if not running.over]
+
+
+def _urgent_first(job: Job) -> int:
+    return -job.assign.priority

@@ -8,6 +8,7 @@ time a shared quantum may last, judged by what its rows took before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from instructors.task import Lane, Unit, within_rows
@@ -21,6 +22,7 @@ SMOOTHING = 0.3  # weight of the latest measurement
 class Waiting:
     """A unit of a begun job. `order`: its place in the order of arrival; `since`: when it was last stepped, seconds."""
 
+    owner: Any  # the job, for whoever steps the unit
     unit: Unit
     priority: int
     order: int
@@ -49,13 +51,13 @@ class Planner:
         self._quantum_s = quantum_s
         self._row_s: WeakKeyDictionary[AnyLane, float] = WeakKeyDictionary()
         self._served_s: WeakKeyDictionary[AnyLane, float] = WeakKeyDictionary()
-        self._busy: set[AnyLane] = set()
+        self._clock_s = 0.0  # what the lane stepped last had been served: nobody's credit goes further back
 
     def choose(self, waiting: Sequence[Waiting], now: float) -> list[Waiting]:
         """The units of the next quantum, the leading one first. `waiting` is not empty."""
-        lanes = {lane_of(entry) for entry in waiting}
-        self._welcome(lanes)
-        leader = min(waiting, key=lambda entry: (-entry.urgency(now), self._served_s[lane_of(entry)], entry.order))
+        if len(waiting) == 1:
+            return list(waiting)
+        leader = min(waiting, key=lambda entry: (-entry.urgency(now), self._served(lane_of(entry)), entry.order))
         lane = lane_of(leader)
         if isinstance(lane, Alone):
             return [leader]
@@ -71,24 +73,21 @@ class Planner:
         return [entries[id(unit)] for unit in chosen]
 
     def rows_max(self, lane: AnyLane) -> int:
-        """How many rows the lane's next quantum may have."""
+        """How many rows the lane's next quantum may have. A lane that nobody knows yet is tried with one unit."""
         row_s = self._row_s.get(lane)
-        return lane.rows_max if row_s is None else max(1, min(lane.rows_max, int(self._quantum_s / row_s)))
+        return 1 if row_s is None else max(1, min(lane.rows_max, int(self._quantum_s / row_s)))
 
     def ran(self, lane: AnyLane, rows: int, elapsed_s: float) -> None:
         """A quantum of so many rows took so long."""
-        before, row_s = self._row_s.get(lane), elapsed_s / rows
-        self._row_s[lane] = row_s if before is None else before + SMOOTHING * (row_s - before)
-        self._served_s[lane] = self._served_s.get(lane, 0.0) + elapsed_s
+        if lane is not ALONE:
+            before, row_s = self._row_s.get(lane), elapsed_s / rows
+            self._row_s[lane] = row_s if before is None else before + SMOOTHING * (row_s - before)
+        self._clock_s = self._served(lane)
+        self._served_s[lane] = self._clock_s + elapsed_s
 
-    def _welcome(self, lanes: set[AnyLane]) -> None:
-        """A lane that had nothing to do gets no credit for that time."""
-        if lanes == self._busy:
-            return
-        least = min((self._served_s.get(lane, 0.0) for lane in lanes & self._busy), default=0.0)
-        for lane in lanes - self._busy:
-            self._served_s[lane] = max(self._served_s.get(lane, 0.0), least)
-        self._busy = lanes
+    def _served(self, lane: AnyLane) -> float:
+        """Seconds of the device's time that the lane had. One that had nothing to do gets no credit for that time."""
+        return max(self._served_s.get(lane, 0.0), self._clock_s)
 
 
 def lane_of(entry: Waiting) -> AnyLane:

@@ -48,10 +48,13 @@ class Running:
 
     def __init__(self, place: Workplace, job: Job, order: int) -> None:
         self.job = job
+        self.priority = job.assign.priority
+        self.is_plain = True  # it shares nothing with others
         self._place = place
         self._order = order
         self._begun = time.monotonic()
         self._context = JobContext(place, job)
+        self.named = Named(job)
         self._task: Task | None = None
         self.out_of_memory = False  # and to be tried again
         self._retried = False
@@ -61,38 +64,38 @@ class Running:
         self.error: dict[str, Any] | None = None
         self.over = False
 
-    @property
-    def is_plain(self) -> bool:
-        """Does it share nothing with others?"""
-        return not isinstance(self._task, SharedTask)
-
     def begin(self) -> None:
         """Make the task; models are loaded here."""
-        with Named(self.job):
+        with self.named:
             try:
                 assign = self.job.assign
                 task = self._task = self._place.registry.make_task(assign.action, assign.data, self._context)
             except Exception as error:
                 self._failed(error)
             else:
+                self.is_plain = not isinstance(task, SharedTask)
                 units: Sequence[Unit] = task.units if isinstance(task, SharedTask) else [Plain(task, self._context)]
                 now = time.monotonic()
-                priority = self.job.assign.priority
-                self.waiting = [Waiting(unit, priority, self._order, now) for unit in units]
+                self.waiting = [Waiting(self, unit, self.priority, self._order, now) for unit in units]
 
     def look(self) -> None:
         """After a quantum of some of its units: has it ended?"""
-        if any(entry.unit.error is not None for entry in self.waiting):
-            with Named(self.job):
-                self._failed(next(entry.unit.error for entry in self.waiting if entry.unit.error is not None))
-        elif all(entry.unit.done for entry in self.waiting):
-            self.over = True
-            try:
-                self.result = self._answer()
-            except Exception as error:
-                self._failed(error)
-        else:
-            self.waiting = [entry for entry in self.waiting if not entry.unit.done]
+        left = []
+        for entry in self.waiting:
+            if entry.unit.error is not None:
+                with self.named:
+                    self._failed(entry.unit.error)
+                return
+            if not entry.unit.done:
+                left.append(entry)
+        if left:
+            self.waiting = left
+            return
+        self.over = True
+        try:
+            self.result = self._answer()
+        except Exception as error:
+            self._failed(error)
 
     def _answer(self) -> Result:
         if isinstance(self._task, SharedTask):
@@ -103,9 +106,9 @@ class Running:
         return unit.result
 
     def _failed(self, error: BaseException) -> None:
-        self._drop()
-        self.over = True
+        self._leave()
         if isinstance(error, NoRoomNow):
+            self._context.close()
             self.no_room, self.error = True, error_map(ErrorCode.OUT_OF_MEMORY)
         elif is_out_of_memory(error):
             self.out_of_memory, self.error = not self._retried, error_map(ErrorCode.OUT_OF_MEMORY)
@@ -118,29 +121,31 @@ class Running:
             self.error = error_map(ErrorCode.INTERNAL)
 
     def try_again(self) -> None:
-        """Once more from the start after it ran out of memory, if unused models can give way. Called outside the
-        error's handler: its traceback holds the tensors."""
+        """Once more from the start after it ran out of memory, if models that no job uses can give way. Called outside
+        the error's handler: its traceback holds the tensors."""
         self.out_of_memory, self._retried = False, True
         self._place.device.free_cached()
-        if self._place.residency.evict_unused():
+        if self._place.residency.evict_unused():  # not its own
             log.warning("out of memory: trying again with nothing else loaded")
+            self._context.close()
             self.over, self.error = False, None
             self.begin()
 
     def cancel(self) -> None:
         """Leave it between two quanta."""
-        self._drop()
-        self.over = True
+        self._leave()
 
-    def _drop(self) -> None:
-        if isinstance(self._task, SharedTask):
+    def _leave(self) -> None:
+        """It is over, and holds no memory but its models."""
+        self.over = True
+        if not self.is_plain and isinstance(self._task, SharedTask):
             self._task.close()
         self._task, self.waiting = None, []
-        self._context.close()
 
     def deliver(self) -> None:
         """Send the result of an attempt that is over."""
-        self._drop()
+        self._leave()
+        self._context.close()
         if self.job.cancelled:  # perhaps only after the last quantum
             self.result, self.error = Result({}), error_map(ErrorCode.CANCELLED)
         job_id, attempt = self.job.key
@@ -154,7 +159,7 @@ class Running:
             load_ms=round(load_s * 1000),
             running_ms=round((time.monotonic() - self._begun - load_s) * 1000),
         )
-        with Named(self.job):
+        with self.named:
             self._place.delivery.send(self.job, message, self.result.blobs)
             log.debug("ended", action=self.job.assign.action, success=self.error is None, cancelled=self.job.cancelled)
 
