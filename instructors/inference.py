@@ -66,7 +66,12 @@ def common_arguments(data: PictureData) -> dict[str, Any]:
         "prompt": data.prompt,
         **given(negative_prompt=data.negative_prompt or None),
         "num_inference_steps": data.steps,
-        "guidance_scale": data.guidance_scale,
+        "guidance_scale": data.guidance_scale if data.guidance_end else 1.0,
+        **given(
+            sigmas=data.sigmas if isinstance(data.sigmas, list) else None,
+            guidance_rescale=data.guidance_rescale or None,
+            eta=data.eta or None,
+        ),
     }
 
 

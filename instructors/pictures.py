@@ -59,7 +59,8 @@ class Pictures(SharedTask):
         self._loaded = loading.resident(data.model_id, context)
         self._plan = make_plan(data, self._loaded, context)
         self._loaded.check(self._plan)
-        self._scheduler, _ = self._loaded.schedulers.get(data.scheduler, data.steps, seed=0)
+        self._scheduler, scheduler = self._loaded.schedulers.get(data.scheduler, data.steps, 0, data.sigmas)
+        self._loaded.check_sampling(data, scheduler)
         self._seed = secrets.randbelow(INT_MAX) if data.seed_number is None else data.seed_number
         mix = lora.mix(data.loras, self._loaded, context)
         self._recipe = self._common_recipe(action)
@@ -92,8 +93,10 @@ class Pictures(SharedTask):
         if self._images[index] is not None:
             return  # it was finished before the task was saved
         seed = (self._seed + index) % (SEED_MAX + 1)
-        _, scheduler = self._loaded.schedulers.get(self._scheduler, self._data.steps, seed)
-        image = self._loaded.generate(self._plan, scheduler, seed, partial(self._after_step, index))
+        _, scheduler = self._loaded.schedulers.get(self._scheduler, self._data.steps, seed, self._data.sigmas)
+        image = self._loaded.generate(
+            self._plan, scheduler, seed, partial(self._after_step, index), self._data.guidance_end
+        )
         self._add(index, self._plan.finish(image), seed if seed <= INT_MAX else str(seed))
 
     def _after_step(self, index: int, step: int, steps: int, latents: Any) -> None:

@@ -23,6 +23,7 @@ from protocol.errors import InvalidRequest, ModelInvalid
 
 if TYPE_CHECKING:
     from instructors.pictures import Kind, Plan
+    from protocol.schemas.inference import PictureData
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
 PREVIEW_QUALITY = 80
@@ -34,6 +35,9 @@ for library in (diffusers, transformers):
 log = structlog.get_logger("instructors.diffusion")
 
 OnStep = Callable[[int, int, Any], None]  # (steps done, steps in all, latents)
+DOUBLED = (  # tensors of the stock loops that have rows for the negative prompt, then for the prompt
+    "prompt_embeds", "add_text_embeds", "add_time_ids", "mask", "masked_image_latents", "image", "control_image"
+)  # fmt: skip
 AUTO = {
     "text2img": AutoPipelineForText2Image,
     "img2img": AutoPipelineForImage2Image,
@@ -108,8 +112,18 @@ class LoadedModel:
             if not self.takes(plan.kind, name):
                 raise InvalidRequest(f"Models of the family {self.model.family} take no {name}.")
 
-    def generate(self, plan: "Plan", scheduler: Any, seed: int, on_step: OnStep) -> Image.Image:
-        """One picture. `on_step` is called after each denoising step; what it raises ends the picture at once."""
+    def check_sampling(self, data: "PictureData", scheduler: Any) -> None:
+        """Raise InvalidRequest for what would have no effect."""
+        if data.eta and "eta" not in inspect.signature(scheduler.step).parameters:
+            raise InvalidRequest(f"The scheduler {type(scheduler).__name__} takes no eta; ddim does.")
+        if data.guidance_end < 1 and not self.shared:
+            raise InvalidRequest(f"Models of the family {self.model.family} take no guidance_end.")
+
+    def generate(
+        self, plan: "Plan", scheduler: Any, seed: int, on_step: OnStep, guidance_end: float = 1.0
+    ) -> Image.Image:
+        """One picture. `on_step` is called after each denoising step; what it raises ends the picture at once.
+        Guidance stops after the share `guidance_end` of the steps."""
         view = copy(self.pipeline(plan.kind))  # the weights are shared, the scheduler is not
         view.scheduler = scheduler
         if self.shared:
@@ -125,11 +139,18 @@ class LoadedModel:
             on_step(index + 1, steps, tensors["latents"])
             if not self.shared and streams.current():
                 streams.wait(None, 1, None)  # a shared module's next call stops by itself
-            return {}
+            ends = index + 1 >= guidance_end * steps and pipeline.do_classifier_free_guidance
+            return _without_guidance(pipeline, tensors) if ends else {}
 
+        doubled = [name for name in DOUBLED if name in view._callback_tensor_inputs] if guidance_end < 1 else []
         try:
             generator = torch.Generator("cpu").manual_seed(seed)  # the same noise on every kind of device
-            return view(**plan.arguments, generator=generator, callback_on_step_end=after_step).images[0]
+            return view(
+                **plan.arguments,
+                generator=generator,
+                callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=["latents", *doubled],
+            ).images[0]
         finally:
             view.maybe_free_model_hooks()
 
@@ -161,6 +182,19 @@ class LoadedModel:
         latents = latents.to(vae.dtype) / scaling_factor + (getattr(vae.config, "shift_factor", 0) or 0)
         decoded = type(vae).decode(vae, latents, return_dict=False)[0][0].float().nan_to_num()
         return decoded.mul(127.5).add(127.5).clamp(0, 255).byte().permute(1, 2, 0).cpu()
+
+
+def _without_guidance(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """From the next step on the pipeline runs the prompt's rows only, which are the second half of each tensor."""
+    pipeline._guidance_scale = 1.0
+    rows = 2 * tensors["latents"].shape[0]
+    return {name: _second_half(value, rows) for name, value in tensors.items() if name != "latents"}
+
+
+def _second_half(value: Any, rows: int) -> Any:
+    if isinstance(value, list):  # of control pictures
+        return [_second_half(item, rows) for item in value]
+    return value.chunk(2)[1] if value.shape[0] == rows else value
 
 
 def _nothing() -> None:

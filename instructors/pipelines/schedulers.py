@@ -1,5 +1,6 @@
 """Schedulers by name. Importing this is cheap: torch and diffusers are imported when a scheduler is made."""
 
+import inspect
 import re
 from copy import deepcopy
 from functools import cache
@@ -13,9 +14,12 @@ from protocol.errors import InvalidRequest
 from protocol.schemas.base import nearest
 from protocol.schemas.inference import scheduler_key
 
+CHECKED_MAX = 10_000
+
 log = structlog.get_logger("instructors.schedulers")
 
-_KARRAS = {"use_karras_sigmas": True}
+_RULES = {rule: f"use_{rule}_sigmas" for rule in ("karras", "exponential", "beta")}
+_KARRAS = {_RULES["karras"]: True}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _DPM2M, _EULER = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"
 
@@ -95,22 +99,35 @@ class SchedulerBank:
     def __init__(self, own: Any) -> None:
         """`own`: the scheduler that came with the model; it is only ever copied."""
         self._own = own
-        self._templates: dict[str, Any] = {}
-        self._steps_checked: set[tuple[str, int]] = set()
+        self._templates: dict[tuple[str, str | None], Any] = {}
+        self._steps_checked: set[tuple[Any, ...]] = set()
 
-    def get(self, name: str | None, steps: int, seed: int) -> tuple[str, Any]:
-        """(name for the recipe, a fresh scheduler). None: the model's own. Raises InvalidRequest where it does not
-        exist, does not suit the model, or cannot do so many steps."""
+    def get(self, name: str | None, steps: int, seed: int, sigmas: str | list[float] | None = None) -> tuple[str, Any]:
+        """(name for the recipe, a fresh scheduler). `name` None: the model's own. `sigmas`: a rule, or one a step,
+        which the pipeline is to be given as well. Raises InvalidRequest where the scheduler does not exist, does not
+        suit the model, or cannot do so many steps or these sigmas."""
         own_name = type(self._own).__name__
         spelled, class_name, settings = (own_name, own_name, {}) if name is None else resolve(name)
-        template = self._templates.get(spelled)
+        rule = sigmas if isinstance(sigmas, str) else None
+        template = self._templates.get((spelled, rule))
         if template is None:
-            template = self._templates[spelled] = self._make(spelled, class_name, settings)
-        self._check_steps(spelled, template, steps)
+            if rule is not None:
+                settings = {**settings, **self._rule(spelled, class_name, rule)}
+            template = self._templates[spelled, rule] = self._make(spelled, class_name, settings)
+        self._check_steps(spelled, rule, template, sigmas if isinstance(sigmas, list) else steps)
         scheduler = deepcopy(template)
         if hasattr(scheduler, "noise_sampler_seed"):  # DPMSolverSDE draws its noise apart from the generator
             scheduler.noise_sampler_seed = seed
         return spelled, scheduler
+
+    def _rule(self, spelled: str, class_name: str, rule: str) -> dict[str, bool]:
+        """The settings that make a scheduler follow this rule and no other."""
+        import diffusers
+
+        takes = inspect.signature(getattr(diffusers, class_name).__init__).parameters
+        if _RULES[rule] not in takes:
+            raise _no_sigmas(f"The scheduler {spelled} has no {rule} sigmas.")
+        return {setting: name == rule for name, setting in _RULES.items() if setting in takes}
 
     def _make(self, spelled: str, class_name: str, settings: dict[str, Any]) -> Any:
         if class_name == type(self._own).__name__ and not settings:
@@ -129,27 +146,42 @@ class SchedulerBank:
             log.info("a scheduler cannot be made", scheduler=spelled, error=repr(error))
             raise InvalidRequest(f"The scheduler {spelled} does not suit this model.") from None
 
-    def _check_steps(self, spelled: str, template: Any, steps: int) -> None:
+    def _check_steps(self, spelled: str, rule: str | None, template: Any, steps: int | list[float]) -> None:
         """Go through all steps once with a few numbers in place of a picture: much cheaper than one real step."""
-        if (spelled, steps) in self._steps_checked or _is_flow(type(template).__name__):
+        key = (spelled, rule, steps if isinstance(steps, int) else tuple(steps))
+        if key in self._steps_checked:
+            return
+        if isinstance(steps, list) and "sigmas" not in inspect.signature(template.set_timesteps).parameters:
+            raise _no_sigmas(f"The scheduler {spelled} takes no sigmas of your own.")
+        if _is_flow(type(template).__name__):
             return
         problem = _rehearse(deepcopy(template), steps)
         if problem:
             fields = [{"field": "scheduler", "problem": problem}, {"field": "steps", "problem": problem}]
             raise InvalidRequest(f"The scheduler {spelled} {problem}.", details={"fields": fields})
-        self._steps_checked.add((spelled, steps))
+        if len(self._steps_checked) >= CHECKED_MAX:
+            self._steps_checked.clear()
+        self._steps_checked.add(key)
 
 
-def _rehearse(scheduler: Any, steps: int) -> str | None:
+def _no_sigmas(problem: str) -> InvalidRequest:
+    return InvalidRequest(problem, details={"fields": [{"field": "sigmas", "problem": problem}]})
+
+
+def _rehearse(scheduler: Any, steps: int | list[float]) -> str | None:
     import torch
 
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4, 2, 2, generator=generator)
+    words = f"{steps} steps" if isinstance(steps, int) else "these sigmas"
     try:
-        scheduler.set_timesteps(steps)
+        if isinstance(steps, int):
+            scheduler.set_timesteps(steps)
+        else:
+            scheduler.set_timesteps(sigmas=steps)
     except Exception as error:
         log.info("a scheduler refuses its steps", steps=steps, error=repr(error))
-        return f"cannot do {steps} steps"
+        return f"cannot do {words}"
     try:
         latents = latents * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
@@ -159,7 +191,7 @@ def _rehearse(scheduler: Any, steps: int) -> str | None:
     except Exception as error:
         log.info("a scheduler does not work", steps=steps, error=repr(error))
         return "does not suit this model, or not with so few steps"
-    return None if latents.shape[-1] == 2 and bool(torch.isfinite(latents).all()) else f"cannot do {steps} steps"
+    return None if latents.shape[-1] == 2 and bool(torch.isfinite(latents).all()) else f"cannot do {words}"
 
 
 def _is_flow(class_name: str) -> bool:
