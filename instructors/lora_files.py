@@ -41,6 +41,7 @@ REFUSED = {  # what a tensor's name ends in or contains -> what the file is
     "oft_": "OFT",
     "lora_mid.": "LoCon with Tucker decomposition",
     "lora_controlnet": "Control-LoRA",
+    "base_model.model.": "checkpoint of peft's own, without what it is for",
 }
 LAYOUTS = {  # how each layout names the half that a LoRA's other half is found by
     "kohya": (".lora_down.weight", ".lora_up.weight"),
@@ -195,11 +196,11 @@ def _weights_in(folder: Path) -> Path | None:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    check_weights(path)
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > HEADER_BYTES_MAX:
+        if HEADER_BYTES_MAX < length < path.stat().st_size:
             raise ModelInvalid(f"This LoRA's header has more than {HEADER_BYTES_MAX // MIB} MiB.")
+        check_weights(path)
         header: dict[str, Any] = json.loads(stream.read(length))
     metadata = header.get("__metadata__") or {}
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):

@@ -58,22 +58,31 @@ def mix_key(component: str, mix: Mix) -> tuple[tuple[str, float], ...]:
     return tuple((adapter.content_hash, scale) for adapter, scale in mix if scale and adapter.deltas.get(component))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Group:
-    """The rows of a batch that an adapter changes. `rows` None: all. `scales`: one for all, or one a row."""
+    """The rows of a batch that an adapter changes. `rows` None: all. `scales`: one for all, or one a row.
+
+    What is needed on the device is made when the first layer asks for it.
+    """
 
     adapter: Adapter
-    rows: slice | Tensor | None
+    rows: slice | tuple[int, ...] | None
     scales: tuple[float, ...]
-    factors: dict[tuple[float, float], float | Tensor] = field(default_factory=dict)
+    _index: Tensor | None = None
+    _factors: dict[tuple[float, float], float | Tensor] = field(default_factory=dict)
+
+    def index(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
+        if self._index is None:
+            self._index = torch.tensor(rows, device=device)
+        return self._index
 
     def factor(self, delta: Delta, device: torch.device) -> float | Tensor:
         """What the delta is multiplied by: a number, or [rows] where rows differ. In stock's order of operations."""
         key = (delta.alpha, delta.divisor)
-        if key not in self.factors:
+        if key not in self._factors:
             products = [scale * delta.alpha / delta.divisor for scale in self.scales]
-            self.factors[key] = products[0] if len(products) == 1 else torch.tensor(products, device=device)
-        return self.factors[key]
+            self._factors[key] = products[0] if len(products) == 1 else torch.tensor(products, device=device)
+        return self._factors[key]
 
 
 class LoraBase:
@@ -125,7 +134,9 @@ class LoraBase:
         down, up = (read(name).to(self._dtype) for name in (target.down, target.up))
         alpha = target.settled_alpha if target.alpha is None else float(read(target.alpha))
         if not (math.isfinite(alpha) and torch.isfinite(down).all() and torch.isfinite(up).all()):
-            raise ModelInvalid(f"This LoRA's layer {target.layer[:100]!r} has values that are not numbers.")
+            raise ModelInvalid(
+                f"This LoRA's layer {target.layer[:100]!r} has values that are not numbers, or too large for this model."
+            )
         return Delta(down.to(self._device), up.to(self._device), alpha, target.divisor)
 
     @contextmanager
@@ -159,13 +170,13 @@ class LoraBase:
     def _plan(self, component: str, mixes: Sequence[Mix], reproducible: bool) -> dict[str, list[tuple[Delta, _Group]]]:
         """Layer -> what is added to it, in order."""
         plan: dict[str, list[tuple[Delta, _Group]]] = {}
-        for group in _groups(mixes, reproducible, self._device):
+        for group in _groups(mixes, reproducible):
             for layer, delta in group.adapter.deltas.get(component, {}).items():
                 plan.setdefault(layer, []).append((delta, group))
         return plan
 
 
-def _groups(mixes: Sequence[Mix], reproducible: bool, device: torch.device) -> list[_Group]:
+def _groups(mixes: Sequence[Mix], reproducible: bool) -> list[_Group]:
     """Rows by adapter: first every row's first adapter, then every row's second, so that each row's own order of
     additions, which decides the rounding, does not depend on the other rows."""
     groups = []
@@ -178,17 +189,16 @@ def _groups(mixes: Sequence[Mix], reproducible: bool, device: torch.device) -> l
                 members.setdefault(row if reproducible else adapter, []).append((row, adapter, scale))
         for group in members.values():
             rows, adapters, scales = zip(*group, strict=True)
-            selection = _selection(rows, len(mixes), device)
-            groups.append(_Group(adapters[0], selection, scales[:1] if len(set(scales)) == 1 else scales))
+            scales = scales[:1] if len(set(scales)) == 1 else scales
+            groups.append(_Group(adapters[0], _selection(rows, len(mixes)), scales))
     return groups
 
 
-def _selection(rows: Sequence[int], count: int, device: torch.device) -> slice | Tensor | None:
+def _selection(rows: tuple[int, ...], count: int) -> slice | tuple[int, ...] | None:
+    """None for all rows, a slice for neighbours: neither is copied."""
     if len(rows) == count:
         return None
-    if rows[-1] - rows[0] == len(rows) - 1:
-        return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(list(rows), device=device)
+    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
 def _covered(module: nn.Module, deltas: list[tuple[Delta, _Group]], count: int) -> Callable[[Tensor], Tensor]:
@@ -201,14 +211,15 @@ def _covered(module: nn.Module, deltas: list[tuple[Delta, _Group]], count: int) 
         result = plain(x)
         for delta, group in deltas:
             rows = group.rows
-            added = _low_rank(module, x if rows is None else x[rows], delta)
+            where = group.index(rows, x.device) if isinstance(rows, tuple) else rows
+            added = _low_rank(module, x if where is None else x[where], delta)
             added = _scaled(added, group.factor(delta, x.device))
-            if rows is None:
+            if where is None:
                 result = result + added
-            elif isinstance(rows, slice):
-                result[rows].add_(added)
+            elif isinstance(where, slice):
+                result[where].add_(added)
             else:
-                result.index_add_(0, rows, added)
+                result.index_add_(0, where, added)
         return result
 
     return forward

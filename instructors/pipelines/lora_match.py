@@ -18,6 +18,7 @@ from instructors.lora_files import BASE_MODELS, COMPONENTS, LoraFile
 from protocol.errors import ModelInvalid
 
 PROBLEMS_SHOWN = 5
+NUMBER_MAX = 1_000_000  # of an alpha or a rank in a file's settings
 
 log = structlog.get_logger("instructors.lora")
 
@@ -145,7 +146,7 @@ def _setting(config: Mapping[str, Any], pattern: str, name: str, layer: str, def
         if layer == end or (layer.endswith(f".{end}") and end == key):
             value = exception
             break
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) <= NUMBER_MAX:
         raise ModelInvalid(f"This LoRA's {name} is not a number.")
     return value
 

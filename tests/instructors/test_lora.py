@@ -410,6 +410,8 @@ def test_a_lora_for_an_encoder_that_the_model_lacks_is_refused(read: Read, pipel
     ("settings", "message"),
     [
         ({"unet.lora_alpha": "a lot"}, "lora_alpha is not a number"),
+        ({"unet.lora_alpha": 10**400}, "lora_alpha is not a number"),
+        ({"unet.lora_alpha": float("nan")}, "lora_alpha is not a number"),
         ({"unet.lora_alpha": 4, "unet.alpha_pattern": {"(a+)+$": 2}}, "regular expressions"),
         ({"unet.lora_alpha": 4, "unet.alpha_pattern": ["to_q"]}, "alpha_pattern is not a map"),
         ({"unet.lora_alpha": 4, "unet.r": 7}, "not the one that its metadata tells"),
@@ -421,6 +423,24 @@ def test_damaged_settings_are_refused(
     tensors = tiny_lora.peft(tiny_lora.layers(pipeline))
     with pytest.raises(ModelInvalid, match=message):
         base.check(read(tensors, lora_adapter_metadata=json.dumps(settings)))
+
+
+def test_files_damaged_at_random_are_refused_or_whole(pipeline: Any, base: LoraBase, read: Read) -> None:
+    """Nothing but an error with a code, whatever stands in a header."""
+    file = read(tiny_lora.kohya(tiny_lora.layers(pipeline)), ss_tag_frequency='{"a": {"b": 3}}')
+    content = file.path.read_bytes()
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    chance, refused = random.Random(0), 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(header_end)] = chance.randrange(256)
+        file.path.write_bytes(damaged)
+        try:
+            base.load(lora_files.read(file.path, "some"))
+        except ModelInvalid:
+            refused += 1
+    assert refused > 100
 
 
 def test_a_file_that_changed_under_way_is_refused(pipeline: Any, base: LoraBase, read: Read) -> None:

@@ -135,6 +135,7 @@ def test_trigger_words(folder: LoraFolder, metadata: dict[str, str], words: tupl
         (kohya() | {f"{KOHYA}.dora_scale": (64, 1)}, "is a DoRA"),
         ({f"unet.{TO_K}.lora_A.weight": (4, 8), f"unet.{TO_K}.lora_magnitude_vector": (8,)}, "is a DoRA"),
         (kohya() | {f"{KOHYA}.lora_mid.weight": (4, 4, 3, 3)}, "Tucker"),
+        ({f"base_model.model.{TO_K}.lora_A.weight": (4, 8)}, "is a checkpoint of peft's own"),
         ({"model.weight": (4, 4)}, "is not a LoRA of kohya, diffusers or peft"),
         (
             {name: shape for name, shape in kohya().items() if "up" not in name},
