@@ -33,7 +33,7 @@ def files() -> dict[str, str]:
     """File name -> text."""
     groups = {
         "requests": vector_cases.requests() + picture_cases.requests(),
-        "responses_and_events": vector_cases.responses_and_events(),
+        "responses_and_events": vector_cases.responses_and_events() + picture_cases.answers(),
         "worker_plane": vector_cases.worker_plane(),
         "encodings": vector_cases.encodings(),
         "refused_framing": vector_cases.refused_framing(),

@@ -4,7 +4,18 @@ from typing import Any
 
 from protocol.codec import pack
 from protocol.limits import KIB
-from scripts.vector_cases import PNG, TEXT2IMG, Vector, described, raw_vector, request, vector
+from scripts.vector_cases import (
+    PNG,
+    TEXT2IMG,
+    Vector,
+    described,
+    error,
+    from_orchestrator,
+    raw_vector,
+    request,
+    response,
+    vector,
+)
 
 IMAGE, MASK = {"attachment": 0}, {"attachment": 1}
 LORA = {"lora_id": "hollow", "scale": 0.8}
@@ -65,6 +76,36 @@ def requests() -> list[Vector]:
         vector("controlnet_list", "Which ControlNets are there?", request("controlnet.list")),
         sent("controlnet_preprocess", "What would the ControlNet see?", "controlnet.preprocess",
              {"image": IMAGE, "preprocessor": "canny", "resolution": 512}),
+    ]  # fmt: skip
+
+
+def answers() -> list[Vector]:
+    """Results that have a shape of their own."""
+    painted = {"attachment": 0, "media_type": "image/png", "width": 64, "height": 64, "seed": 7, "recipe": {}}
+    seen = {"attachment": 1, "media_type": "image/png", "width": 64, "height": 64, "preprocessor": "canny"}
+    lora = {"lora_id": "hollow", "format": "peft", "rank": 4, "targets": ["unet"], "base_model": None,
+            "trigger_words": ["hollow"], "nbytes": 200_000, "loaded": True, "problem": None}  # fmt: skip
+    damaged = {"controlnet_id": "old", "family": None, "nbytes": 7, "loaded": False, "problem": "The file is damaged."}
+    worker = {"worker_id": "worker-0", "device_id": "cuda:0", "start_ms": 0, "load_ms": 2100, "run_ms": 900,
+              "memory_bytes": 4_000_000_000, "warm": False}  # fmt: skip
+    refusal = error("model_not_found", "No worker has this model.")
+    say, pictures = from_orchestrator, described(("image/png", PNG), ("image/png", PNG))
+    asked = {"job_id": None, "status": None}  # the orchestrator answers by itself
+    return [
+        say("answer_controlnet", "A picture, and what its ControlNet saw.",
+            response(data={"images": [painted], "controlnet_images": [seen]}, attachments=pictures), [PNG, PNG]),
+        say("answer_preprocess", "A control picture.",
+            response(data={"images": [{**seen, "attachment": 0}]}, attachments=pictures[:1]), [PNG]),
+        say("answer_lora_list", "A worker's LoRAs.", response(data={"loras": [lora]})),
+        say("answer_lora_unload", "A LoRA that was taken out of memory.", response(data={**lora, "loaded": False})),
+        say("answer_controlnet_list", "A worker's ControlNets, one of them unusable.",
+            response(data={"controlnets": [damaged], "preprocessors": ["none", "canny"]})),
+        say("answer_validate", "It would run, here and so long.",
+            response(**asked, data={"runs": True, "error": None, "data": TEXT2IMG, "estimate_measured": True,
+                                    "workers": [worker]})),
+        say("answer_validate_refused", "It would be refused; asking was no error.",
+            response(**asked, data={"runs": False, "error": refusal, "data": TEXT2IMG, "estimate_measured": False,
+                                    "workers": []})),
     ]  # fmt: skip
 
 

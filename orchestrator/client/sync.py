@@ -85,6 +85,8 @@ class Client:
     ) -> Job:
         """Start a job. `data` is a map or its schema's model; `events` are the kinds to stream.
 
+        Pictures travel as attachments: `attach_pictures` makes them of those in `data`.
+
         With `wait=False` this returns once the job is accepted, and so on disk; `timeout_s` bounds that wait.
         """
         job = Job.submit(self.core, action, data, wait, events, options)

@@ -78,6 +78,18 @@ def test_a_picture_is_made_again_from_its_recipe(up: Studio) -> None:
     assert recipe["output"]["format"] == "webp"
 
 
+def test_a_changed_picture_is_made_again_from_its_recipe_and_the_picture(up: Studio) -> None:
+    ok(up, "generate", PROMPT, "--steps", "3", "-o", "source.png")
+    ok(up, "generate", "a blue circle", "--image", "source.png", "--strength", "0.7", "--steps", "3", "-o", "blue.png")
+    done = up.run("generate", "--from", "blue.png", "--image", "source.png", "-o", "blue2.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (up.folder / "blue.png").read_bytes() == (up.folder / "blue2.png").read_bytes()
+    done = up.run("generate", "--from", "blue.png", "--image", "blue.png", "-o", "blue3.png")
+    assert (done.returncode, "--image is another picture" in done.stderr) == (0, True)
+    done = up.run("generate", "--from", "blue.png", "-o", "blue4.png")
+    assert (done.returncode, "give them again with --image" in done.stderr) == (2, True)
+
+
 def test_another_machines_picture_comes_with_a_warning(up: Studio) -> None:
     from protocol.recipe import encode
 

@@ -1,6 +1,7 @@
 """The client against the real orchestrator and worker."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image as PillowImage
+from PIL import ImageChops, ImageStat
 
-from orchestrator.client import AsyncClient, Blob, Client, LocalServer, StartFailed
+from orchestrator.client import AsyncClient, Blob, Client, LocalServer, StartFailed, attach_pictures
 from orchestrator.client.sync import Jobs
 from protocol.errors import Cancelled, InvalidRequest, NotFound, RequestConflict, TimeoutRun, UnknownAction
 from protocol.ids import new_id
-from protocol.recipe import read
+from protocol.recipe import read, request_data
 from protocol.schemas.inference import Text2ImgData
 from protocol.schemas.system import NoopData, NoopResult
 
@@ -47,6 +50,30 @@ def test_a_picture_with_its_recipe(client: Client, tmp_path: Path) -> None:
     assert (result.attempt, result.worker_id) == (1, client.workers()[0].worker_id)
     again = client.run("inference.text2img", Text2ImgData(prompt=PROMPT, steps=4, seed=7))
     assert again.images[0].bytes == first.bytes
+
+
+def test_a_picture_is_changed_a_little_and_its_recipe_knows_from_what(client: Client) -> None:
+    first = client.text2img(PROMPT, steps=8, seed=7).images[0]
+    changed = client.img2img(PROMPT, first.pil, strength=0.15, steps=8, seed=3).images[0]
+    before, after = first.pil.convert("RGB"), changed.pil
+    differences = ImageChops.difference(before, after).convert("L")
+    assert 0 < ImageStat.Stat(differences).mean[0] < 16
+    assert changed.recipe is not None
+    sent = attach_pictures({"image": first.pil})[1][0].content
+    assert changed.recipe["inputs"] == {"image": hashlib.sha256(sent).hexdigest()}
+    data = request_data(changed.recipe, {"image": {"attachment": 0}})
+    again = client.run("inference.img2img", data, attachments=[Blob(sent, "image/png")])
+    assert again.images[0].bytes == changed.bytes
+
+
+def test_a_mask_keeps_the_rest(client: Client) -> None:
+    first = client.text2img(PROMPT, steps=8, seed=7).images[0]
+    mask = PillowImage.new("L", first.pil.size)
+    mask.paste(255, (0, 0, 32, 64))
+    painted = client.inpainting("a blue square on a white background", first, mask, mask_blur=0, steps=8).images[0]
+    half = (32, 0, 64, 64)
+    assert painted.pil.crop(half).tobytes() == first.pil.convert("RGB").crop(half).tobytes()
+    assert painted.pil.crop((0, 0, 32, 64)).tobytes() != first.pil.convert("RGB").crop((0, 0, 32, 64)).tobytes()
 
 
 def test_events_of_a_picture(client: Client) -> None:

@@ -156,6 +156,25 @@ def test_every_action_that_works_with_models_has_a_valid_vector() -> None:
     assert {name for name in ACTIONS if name.partition(".")[0] in ("inference", "lora", "controlnet")} <= told
 
 
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("image", "inference.text2img"),
+        ("answer_controlnet", "inference.controlnet"),
+        ("answer_preprocess", "controlnet.preprocess"),
+        ("answer_lora_list", "lora.list"),
+        ("answer_lora_unload", "lora.unload"),
+        ("answer_controlnet_list", "controlnet.list"),
+        ("answer_validate", "inference.validate"),
+        ("answer_validate_refused", "inference.validate"),
+    ],
+)
+def test_answers_have_the_shape_that_is_told(name: str, action: str) -> None:
+    data = next(vector["header"]["data"] for vector in load("responses_and_events") if vector["name"] == name)
+    shaped = ACTIONS[action].result.model_validate(data).model_dump(exclude_unset=True)
+    assert {key: shaped[key] for key in data} == data
+
+
 def test_refusals_use_codes_of_the_catalogue() -> None:
     codes = {vector["refuse"] for name in FILES for vector in load(name) if "refuse" in vector}
     assert codes == {
