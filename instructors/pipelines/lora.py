@@ -135,7 +135,7 @@ class LoraBase:
         alpha = target.settled_alpha if target.alpha is None else float(read(target.alpha))
         if not (math.isfinite(alpha) and torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise ModelInvalid(
-                f"This LoRA's layer {target.layer[:100]!r} has values that are not numbers, or too large for this model."
+                f"This LoRA's layer {target.layer[:100]!r} has values that are not numbers, or too large for it."
             )
         return Delta(down.to(self._device), up.to(self._device), alpha, target.divisor)
 
