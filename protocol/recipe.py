@@ -120,12 +120,13 @@ def request_data(recipe: dict[str, Any], pictures: Mapping[str, Any] | None = No
 def inputs(recipe: dict[str, Any]) -> dict[str, str]:
     """The pictures the request came with: path in `data` -> SHA-256 of the file, in hex. Raises InvalidRequest."""
     told, uses = recipe.get("inputs", {}), recipe.get("controlnets", [])
-    places = {"image", "mask_image"}
-    if isinstance(uses, list) and all(isinstance(use, dict) for use in uses):
-        places.update(f"controlnets.{index}.image" for index in range(len(uses)))
-    if type(told) is not dict or not all(path in places and type(digest) is str for path, digest in told.items()):
+    readable = type(told) is dict and type(uses) is list and all(type(use) is dict for use in uses)
+    if readable:
+        places = {"image", "mask_image", *(f"controlnets.{index}.image" for index in range(len(uses)))}
+        readable = all(path in places and type(digest) is str for path, digest in told.items())
+    if not readable:
         raise InvalidRequest("The picture's recipe cannot be read.")
-    return told
+    return dict(told)
 
 
 def numerics(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,9 @@ def _recipe_of(source: Path) -> dict[str, Any]:
 
 def _repeated(recipe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     from protocol.recipe import inputs, request_data
+    from protocol.schemas import validate_data
 
+    validate_data(recipe["action"], request_data(recipe, dict.fromkeys(inputs(recipe), b"-")))  # anybody made the file
     given = {name: options[name] for name in OPTION if options[name] is not None}
     given |= {f"controlnets.{index}.image": use["image"] for index, use in enumerate(options["controlnets"])}
     missing = {OPTION.get(path, "--controlnet") for path in inputs(recipe) if path not in given}
@@ -105,10 +107,10 @@ def _repeated(recipe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
 
 def _controlnets(before: list[dict[str, Any]], given: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     """Those given; one of the same name at the same place in the recipe lends the fields that are not said."""
-    same = [*before[: len(given)], *[{} for _ in given[len(before) :]]]
+    lenders = [*before, *[{}] * len(given)]
     return [
         {**old, **new} if old.get("controlnet_id") == new["controlnet_id"] else new
-        for old, new in zip(same, given, strict=True)
+        for old, new in zip(lenders, given, strict=False)
     ]
 
 

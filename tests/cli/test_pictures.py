@@ -200,6 +200,26 @@ def test_a_recipe_without_its_pictures_is_wrong_usage(desk: Desk) -> None:
     assert "--controlnet and --image" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ({"steps": "many"}, "steps"),
+        ({"output": "png"}, "output"),
+        ({"loras": [7]}, "loras.0"),
+        ({"controlnets": [7]}, "recipe cannot be read"),
+        ({"inputs": {"prompt": "00"}}, "recipe cannot be read"),
+    ],
+    ids=str,
+)
+def test_a_damaged_recipe_is_told_in_one_line(desk: Desk, damage: dict[str, Any], told: str) -> None:
+    (desk.folder / "first.png").write_bytes(png(recipe=ORIGINAL | damage))
+    done = CliRunner().invoke(cli, ["generate", "--from", "first.png", *INPUTS, "--preview"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: invalid_request")
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_validate_tells_where_and_how_long(desk: Desk) -> None:
     worker = {"worker_id": "studio", "device_id": "cuda:0", "start_ms": 1500, "load_ms": 2000, "run_ms": 3100,
               "memory_bytes": 2**30, "warm": False}  # fmt: skip

@@ -112,6 +112,8 @@ def test_a_plain_recipe_stays_small_and_an_old_one_can_be_read() -> None:
         {"inputs": [1]},
         {"inputs": {"controlnets.0.image": "00"}, "controlnets": [7]},
         {"inputs": {"controlnets.0.image": "00"}, "controlnets": "edges"},
+        {"inputs": {}, "controlnets": [7]},
+        {"inputs": {}, "controlnets": {"0": {}}},
     ],
     ids=str,
 )
