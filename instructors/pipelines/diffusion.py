@@ -137,11 +137,11 @@ class LoadedModel:
                     "another scheduler."
                 )
             on_step(index + 1, steps, tensors["latents"])
-            if not self.shared and streams.current():
-                streams.wait(None, 1, None)  # a shared module's next call stops by itself
+            self._give_way()
             ends = index + 1 >= guidance_end * steps and pipeline.do_classifier_free_guidance
             return _without_guidance(pipeline, tensors) if ends else {}
 
+        self._give_way()
         doubled = [name for name in DOUBLED if name in view._callback_tensor_inputs] if guidance_end < 1 else []
         try:
             generator = torch.Generator("cpu").manual_seed(seed)  # the same noise on every kind of device
@@ -153,6 +153,11 @@ class LoadedModel:
             ).images[0]
         finally:
             view.maybe_free_model_hooks()
+
+    def _give_way(self) -> None:
+        """Let others have the device, where no shared module's next call does so by itself."""
+        if not self.shared and streams.current():
+            streams.wait(None, 1, None)
 
     def preview(self, latents: Any, arguments: dict[str, Any]) -> Callable[[], bytes] | None:
         """What makes a small JPEG of unfinished latents: the decode is done now, on the device, the rest later.

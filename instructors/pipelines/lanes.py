@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from instructors.memory import is_out_of_memory
 from instructors.pipelines import streams
 from instructors.pipelines.streams import Stream
 from instructors.task import Padding
@@ -93,6 +94,7 @@ class SharedForward:
             lane = self._lanes[key] = ForwardLane(self, self.rows_max(call))
             if len(self._lanes) > LANES_MAX:
                 self._lanes.popitem(last=False)
+        self._lanes.move_to_end(key)
         return streams.wait(lane, call.rows, call)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], mix: Mix) -> tuple[Call, Hashable]:
@@ -203,6 +205,8 @@ class ForwardLane:
         except Exception as error:
             if len(units) == 1:
                 units[0].throw(error)
+            elif is_out_of_memory(error):  # so many need not be tried again at every step
+                self.rows_max = min(self.rows_max, max(1, sum(unit.rows for unit in units) // 2))
             return None
 
 
@@ -244,13 +248,17 @@ def _static(value: Any) -> Hashable:
 
 
 def _rows_of(result: Any, start: int, end: int) -> Any:
-    """The same structure with these rows of each of its tensors."""
+    return over_tensors(lambda tensor: tensor[start:end], result)
+
+
+def over_tensors(change: Callable[[torch.Tensor], torch.Tensor], result: Any) -> Any:
+    """The same structure with each of its tensors changed."""
     if isinstance(result, torch.Tensor):
-        return result[start:end]
+        return change(result)
     if isinstance(result, dict):  # the libraries' model outputs are dicts, and are made by keyword
-        return type(result)(**{key: _rows_of(item, start, end) for key, item in result.items()})
+        return type(result)(**{key: over_tensors(change, item) for key, item in result.items()})
     if isinstance(result, list | tuple):
-        return type(result)(_rows_of(item, start, end) for item in result)
+        return type(result)(over_tensors(change, item) for item in result)
     return result
 
 

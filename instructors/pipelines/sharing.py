@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from instructors.pipelines import streams
-from instructors.pipelines.lanes import Adapters, Call, SharedForward, Sharing
+from instructors.pipelines.lanes import Adapters, Call, SharedForward, Sharing, over_tensors
 from instructors.pipelines.lora import LoraBase, mix_key
 from instructors.task import Padding
 
@@ -55,8 +55,9 @@ class TextForward(SharedForward):
             self._known.move_to_end(text)
             return known[0]
         result = super()._wait(call, key)
-        self._remember(text, result, call.exact)
-        return result
+        own = over_tensors(torch.clone, result)  # a few rows of a forward would keep all of it
+        self._remember(text, own, call.exact)
+        return own
 
     def _remember(self, text: Hashable, result: Any, exact: bool) -> None:
         before = self._known.pop(text, None)
@@ -82,17 +83,22 @@ class DecodeForward(SharedForward):
     def _invoke(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._vae.dtype != torch.float16:
             return self._forward(z, *args, **kwargs)
-        if not self._vae.config.force_upcast:
-            result = self._forward(z, *args, **kwargs)
-            if not _damaged(result[0]):
-                return result
-            log.info("a picture overflowed: decoding it again in float32")
+        if self._vae.config.force_upcast:
+            return self._in_full(z, *args, **kwargs)
+        result = self._forward(z, *args, **kwargs)
+        damaged = _damaged(result[0])
+        if not bool(damaged.any()):
+            return result
+        log.info("pictures overflowed: decoding them again in float32", pictures=int(damaged.sum()))
+        full = self._in_full(z, *args, **kwargs)[0].half()  # all, for a row's result depends on how many there are
+        return (torch.where(damaged.view(-1, 1, 1, 1), full, result[0]),)
+
+    def _in_full(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self._vae.to(torch.float32)
         try:
-            result = self._forward(z.float(), *args, **kwargs)
+            return self._forward(z.float(), *args, **kwargs)
         finally:
             self._vae.to(torch.float16)
-        return (result[0].half(),)
 
 
 def share(pipeline: Any, padding: Padding) -> bool:
@@ -131,10 +137,10 @@ def _share_forward(module: Any, make: Callable[[Any], SharedForward]) -> None:
         module.forward = make(module.forward)
 
 
-def _damaged(images: torch.Tensor) -> bool:
-    """Whether a picture of this batch is black all over or holds values that are not numbers."""
+def _damaged(images: torch.Tensor) -> torch.Tensor:
+    """[rows]: which pictures are black all over or hold values that are not numbers."""
     flat = images.flatten(1)
-    return not bool((torch.isfinite(flat).all(1) & (flat.amax(1) > -1)).all())
+    return ~(torch.isfinite(flat).all(1) & (flat.amax(1) > -1))
 
 
 def _nbytes(result: Any) -> int:

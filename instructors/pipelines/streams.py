@@ -7,8 +7,9 @@ its own rows. So all else (timesteps, schedulers, guidance, masks) needs no seco
 by construction. One device thread runs all greenlets, one at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,30 +20,38 @@ from instructors.task import Lane
 _begun = 0  # streams that have begun and are not done
 
 
+class Beginning:
+    """The lane of pictures that have not begun: what shares nothing may take long, and they do not wait behind it."""
+
+    rows_max = 1
+
+    def step(self, units: Sequence["Stream"]) -> None:
+        for unit in units:
+            unit.step()
+
+
+BEGINNING = Beginning()
+
+
 class Stream:
     """One picture on its way: a `Unit` whose work is a function that may stop in `wait`."""
 
     def __init__(self, run: Callable[[], Any], mix: Any = ()) -> None:
         """`run` begins with the first `step`. `mix`: the LoRAs of its rows, as `lanes.SharedForward` takes them."""
-        self.lane: Lane | None = None
+        self.lane: Lane | None = BEGINNING
         self.rows = 1
         self.done = False
         self.value: Any = None  # what `run` returned
         self.error: BaseException | None = None
         self.call: Any = None  # what it waits for in its lane
         self.mix = mix
-        self._greenlet = _Greenlet(run)
+        self._greenlet = _Greenlet(partial(_counted, run))
         self._greenlet.stream = self
         self._greenlet.gr_context = copy_context()  # so that what it logs names its job
 
     def step(self) -> None:
         """Go on to where it next waits."""
-        if not self._greenlet:
-            global _begun
-            _begun += 1
-            self._enter(self._greenlet.switch)
-        else:
-            self.resume(None)
+        self._enter(self._greenlet.switch)
 
     def resume(self, value: Any) -> None:
         """Go on with the answer to its call."""
@@ -56,6 +65,7 @@ class Stream:
         if self._greenlet:
             self._enter(self._greenlet.throw, GreenletExit())
         self.done = True
+        self.error = None  # its traceback holds tensors, and this
 
     def _enter(self, switch: Callable[..., Any], *values: Any) -> None:
         self.call = self.lane = None
@@ -68,14 +78,20 @@ class Stream:
             self.error = error
         else:
             self.value = value
-        if self._greenlet.dead:
-            global _begun
-            _begun -= 1
-            self.done = True
+        self.done = self._greenlet.dead
 
 
 class _Greenlet(greenlet):
     stream: Stream
+
+
+def _counted(run: Callable[[], Any]) -> Any:
+    global _begun
+    _begun += 1
+    try:
+        return run()
+    finally:
+        _begun -= 1
 
 
 def current() -> Stream | None:
