@@ -83,6 +83,7 @@ class Worker:
     exclusive: int = 0  # jobs it holds that are to run alone
     reserved: bool = False  # emptied for an exclusive job
     turn: int = 0  # when it was last given a job, in the order of all such gifts
+    pool: "Pool | None" = None  # that lists it; None while it has no free slot
     lease: Timer | None = None
 
     @property
@@ -115,17 +116,18 @@ class Pool:
     def __len__(self) -> int:
         return len(self._free)
 
-    def __contains__(self, worker: Worker) -> bool:
-        return worker.worker_id in self._free
-
     def add(self, worker: Worker) -> None:
         self._free[worker.worker_id] = worker
         for model_id in worker.profile.resident:
             self._warm.setdefault(model_id, OrderedDict())[worker.worker_id] = worker
 
+    def let_others_first(self, worker: Worker) -> None:
+        self._free.move_to_end(worker.worker_id)
+        for model_id in worker.profile.resident:
+            self._warm[model_id].move_to_end(worker.worker_id)
+
     def discard(self, worker: Worker) -> None:
-        if self._free.pop(worker.worker_id, None) is None:
-            return
+        del self._free[worker.worker_id]
         for model_id in worker.profile.resident:
             warm = self._warm[model_id]
             del warm[worker.worker_id]
@@ -192,21 +194,16 @@ class Fleet:
             worker.profile = worker.profile._replace(resident=resident)
         if not worker.free:
             self._unlist(worker)
-            return
-        key = worker.profile.device_kind, worker.site
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = Pool()
-        if worker not in pool:
-            pool.add(worker)
+        elif worker.pool is None:
+            worker.pool = self._pools.setdefault((worker.profile.device_kind, worker.site), Pool())
+            worker.pool.add(worker)
 
     def _unlist(self, worker: Worker) -> None:
-        key = worker.profile.device_kind, worker.site
-        pool = self._pools.get(key)
+        pool, worker.pool = worker.pool, None
         if pool is not None:
             pool.discard(worker)
             if not pool:
-                del self._pools[key]
+                del self._pools[worker.profile.device_kind, worker.site]
 
     def occupy(self, worker: Worker, job: Job, attempt: int, now_ms: int) -> None:
         """The worker has one more job, and lets others of its pool go first with the next."""
@@ -218,15 +215,18 @@ class Fleet:
         worker.jobs[job_id] = slot
         worker.exclusive += slot.exclusive
         self.running_ms += slot.estimate_ms
-        self._unlist(worker)
-        self.refresh(worker)
+        if worker.pool is not None and worker.free:
+            worker.pool.let_others_first(worker)
+        else:
+            self.refresh(worker)
 
     def vacate(self, worker: Worker, job_id: str) -> None:
         """Free the slot of a job."""
         slot = worker.jobs.pop(job_id)
         worker.exclusive -= slot.exclusive
         self.running_ms -= slot.estimate_ms
-        self.refresh(worker)
+        if worker.pool is None:
+            self.refresh(worker)
 
     def best_worker(self, requirement: Requirement, cost: Cost) -> Worker | None:
         """The free worker that would end this job soonest; of equals, the one served longest ago."""

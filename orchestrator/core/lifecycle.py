@@ -14,7 +14,7 @@ from orchestrator.core.model import (
     Job,
     Outcome,
 )
-from orchestrator.core.states import CLOSING, TERMINAL, IllegalTransition, JobState, Trigger, next_state
+from orchestrator.core.states import CLOSING, STATUS, TERMINAL, IllegalTransition, JobState, Trigger, next_state
 from orchestrator.core.timers import Timer
 from protocol.enums import ErrorCode, EventName, Status
 
@@ -295,7 +295,7 @@ class Lifecycle:
     def _terminal_record(self, job: Job) -> EventRecord:
         assert job.outcome is not None
         data: dict[str, Any] = {
-            "status": job.outcome.status.value,
+            "status": job.outcome.status,
             "attempt": job.attempt,
             "worker_id": job.outcome.worker_id,
         }
@@ -472,10 +472,11 @@ class Lifecycle:
         return record
 
     def _change(self, job: Job, trigger: Trigger) -> None:
-        before = job.status
-        job.state = next_state(job.state, trigger)
-        self._core.sessions.job_changed(job, before)
+        before = job.state
+        job.state = next_state(before, trigger)
+        if job.session_id is not None:
+            self._core.sessions.job_changed(job, STATUS[before])
 
     @staticmethod
     def _state_data(job: Job) -> dict[str, Any]:
-        return {"status": job.status.value, "attempt": job.attempt, "worker_id": job.worker_id}
+        return {"status": STATUS[job.state], "attempt": job.attempt, "worker_id": job.worker_id}

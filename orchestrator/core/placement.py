@@ -83,6 +83,8 @@ class Placement:
     def _fill(self, worker: Worker) -> None:
         """Give a worker jobs until its slots are taken or nothing suits it."""
         queue = self._core.queue
+        if not queue.size:
+            return
         if worker.reserved:
             if worker.jobs:
                 return

@@ -52,6 +52,8 @@ class Timers:
 
     def pop_due(self, now_ms: int) -> Timer | None:
         """The earliest timer that is due, removed; None when none is."""
+        if not self._heap or self._heap[0].due_ms > now_ms:
+            return None
         self._drop_cancelled()
         if self._heap and self._heap[0].due_ms <= now_ms:
             timer = heapq.heappop(self._heap)

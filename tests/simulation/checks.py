@@ -95,7 +95,9 @@ def _check_fleet(core: Core) -> None:
 
 def _check_listing(core: Core, worker: Worker) -> None:
     pool = core.fleet._pools.get((worker.profile.device_kind, worker.site))
-    check(worker.free == (pool is not None and worker in pool), "listed wrongly", worker.worker_id)
+    listed = pool is not None and pool._free.get(worker.worker_id) is worker
+    check(worker.free == listed, "listed wrongly", worker.worker_id)
+    check(worker.pool is (pool if listed else None), "holds another pool", worker.worker_id)
     for other in core.fleet._pools.values():
         for model_id, warm in other._warm.items():
             listed = worker.worker_id in warm
