@@ -5,9 +5,11 @@ written by the artifact thread before the core sees the job.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import events as e
+from orchestrator.core.model import NO_EVENTS, Job
 from orchestrator.payload import Payload, cost_of, requirement_of
 from orchestrator.ports import Connection
 from orchestrator.store import queries
@@ -41,34 +43,22 @@ class Intake:
         validate(action.data, data)
         self._check_scheduler(data)
         attachments = [entry.to_wire() for entry in request.attachments]
-        payload = Payload(action.name, data, attachments, frames)
-        event = e.Submit(
-            job_id=new_id(),
-            tenant=tenant,
-            request_id=request.request_id,
-            fingerprint=b"",
-            connection=connection,
-            requirement=requirement_of(action.name, data, request.worker_id, request.device_id),
-            cost=cost_of(action.name, data),
-            priority=priority,
-            durable=not request.wait,
-            events=frozenset() if connection.is_req else frozenset(request.events),
-            probed=not connection.is_req,
-            session_id=request.session_id,
-            queue_timeout_ms=request.queue_timeout_ms,
-            run_timeout_ms=request.run_timeout_ms,
-            deadline_ms=request.deadline_ms,
-            payload=payload,
-            payload_nbytes=sum(entry["nbytes"] for entry in attachments),
-            traceparent=request.traceparent,
-        )
-        if event.durable and self._broker.store.queued_writes > UNSAVED_MAX:
+        need = requirement_of(action.name, data, request.worker_id, request.device_id)
+        cost = cost_of(action.name, data)
+        job = Job(new_id(), tenant, request.request_id, b"", need, cost, priority, durable=not request.wait)
+        job.session_id, job.traceparent = request.session_id, request.traceparent
+        job.queue_timeout_ms, job.run_timeout_ms = request.queue_timeout_ms, request.run_timeout_ms
+        job.deadline_ms = request.deadline_ms
+        job.payload = Payload(action.name, data, attachments, frames)
+        job.payload_nbytes = sum([entry["nbytes"] for entry in attachments])
+        if job.durable and self._broker.store.queued_writes > UNSAVED_MAX:
             raise Unavailable("The disk is behind with accepted jobs.", retry_after_ms=1000)
-        self._identify(event, request, payload)
+        events = NO_EVENTS if connection.is_req else frozenset(request.events)
+        self._identify(e.Submit(job, connection, events, not connection.is_req), request)
 
     def _with_defaults(self, tenant: str, request: Request, action: Action) -> tuple[dict[str, Any], int]:
         """The request's data with the session's defaults and the default model, and its priority."""
-        data, fields = request.data, action.data.model_fields
+        data, fields = request.data, action.data.__pydantic_fields__
         session = self._broker.core.session(tenant, request.session_id) if request.session_id else None
         if session is not None and session.defaults:
             data = {**{key: value for key, value in session.defaults.items() if key in fields}, **data}
@@ -89,28 +79,31 @@ class Intake:
             field = {"field": "scheduler", "problem": "unknown scheduler", "nearest": known.get(near or "")}
             raise InvalidRequest("No worker knows this scheduler.", details={"fields": [field]})
 
-    def _identify(self, event: e.Submit, request: Request, payload: Payload) -> None:
+    def _identify(self, event: e.Submit, request: Request) -> None:
         """Find the fingerprint and, for a durable job, put its attachments on disk; then let the core decide."""
-        frames = payload.frames or ()
-        large = any(entry["nbytes"] > ARTIFACT_INLINE_BYTES for entry in payload.attachments)
-        if not frames or not (large or event.durable):
-            digests = [hashlib.sha256(frame).digest() for frame in frames]
-            self._hand_over(event, request, payload, digests)
+        job, payload = event.job, event.job.payload
+        frames = payload.frames
+        if not frames:
+            self._hand_over(event, request, ())
             return
-        nbytes = event.payload_nbytes
+        large = any(entry["nbytes"] > ARTIFACT_INLINE_BYTES for entry in payload.attachments)
+        if not (large or job.durable):
+            self._hand_over(event, request, [hashlib.sha256(frame).digest() for frame in frames])
+            return
+        nbytes = job.payload_nbytes
         self.hold(nbytes)
 
         def identified(completion: Completion) -> None:
             self.let_go(nbytes)
             if completion.error is not None:
-                self._broker.reject(event.connection, event.request_id, disk_error(completion.error))
+                self._broker.reject(event.connection, job.request_id, disk_error(completion.error))
             else:
-                self._hand_over(event, request, payload, completion.value)
+                self._hand_over(event, request, completion.value)
 
         buffers: list[Buffer] = [memoryview(frame) for frame in frames]
-        if event.durable or self._broker.core.payload_nbytes + nbytes > self._broker.settings.payload_bytes_max:
+        if job.durable or self._broker.core.payload_nbytes + nbytes > self._broker.settings.payload_bytes_max:
             payload.artifact_ids = [new_id() for _ in buffers]
-            payload.frames, event.payload_nbytes = None, 0  # read back when a worker gets the job
+            payload.frames, job.payload_nbytes = None, 0  # read back when a worker gets the job
             items = list(zip(payload.artifact_ids, buffers, strict=True))
             self._broker.artifacts.put(items, self._broker.expect(identified))
         else:
@@ -125,24 +118,26 @@ class Intake:
     def let_go(self, nbytes: int) -> None:
         self._preparing_nbytes -= nbytes
 
-    def _hand_over(self, event: e.Submit, request: Request, payload: Payload, digests: list[bytes]) -> None:
+    def _hand_over(self, event: e.Submit, request: Request, digests: Sequence[bytes]) -> None:
+        job, payload = event.job, event.job.payload
         payload.digests = digests
-        event.fingerprint = fingerprint(request.action, request.session_id, request.data, payload.attachments, digests)
-        key = (event.tenant, event.request_id)
-        if not event.durable and key in self._on_disk and key not in self._broker.core.jobs_by_request:
+        job.fingerprint = fingerprint(request.action, request.session_id, request.data, payload.attachments, digests)
+        if not job.durable and job.key in self._on_disk and job.key not in self._broker.core.jobs_by_request:
             self._answer_from_disk(event)
         else:
             self._feed(event)
 
     def _feed(self, event: e.Submit) -> None:
+        payload = event.job.payload
         self._broker.feed(event)
-        job = self._broker.core.jobs_by_request.get((event.tenant, event.request_id))
-        if job is None or job.payload is not event.payload:  # refused, or the same request once more
-            self._drop_files(event)
+        if payload.artifact_ids:
+            job = self._broker.core.jobs_by_request.get(event.job.key)
+            if job is None or job.payload is not payload:  # refused, or the same request once more
+                self._drop_files(payload)
 
-    def _drop_files(self, event: e.Submit) -> None:
-        if event.payload.artifact_ids:
-            self._broker.artifacts.delete(event.payload.artifact_ids)
+    def _drop_files(self, payload: Payload) -> None:
+        if payload.artifact_ids:
+            self._broker.artifacts.delete(payload.artifact_ids)
 
     def remember(self, key: tuple[str, str]) -> None:
         """The (tenant, request_id) of a durable job; the oldest is forgotten when there are too many."""
@@ -152,19 +147,20 @@ class Intake:
 
     def _answer_from_disk(self, event: e.Submit) -> None:
         """Now with `wait: true`, a request whose accepted job has ended, and which the core has forgotten."""
-        connection, request_id = event.connection, event.request_id
+        connection, job = event.connection, event.job
+        request_id = job.request_id
 
         def found(completion: Completion) -> None:
             record = completion.value
             if completion.error is None and (record is None or record.result is None):
                 self._feed(event)  # past its retention, or live again meanwhile
                 return
-            self._drop_files(event)
+            self._drop_files(job.payload)
             if completion.error is not None:
                 self._broker.reject(connection, request_id, disk_error(completion.error))
-            elif record.row.fingerprint != event.fingerprint:
+            elif record.row.fingerprint != job.fingerprint:
                 self._broker.reject(connection, request_id, RequestConflict(details={"job_id": record.row.job_id}))
             else:
                 send_result(self._broker, connection, request_id, record)
 
-        self._broker.store.read(queries.job_by_request(event.tenant, request_id), self._broker.expect(found))
+        self._broker.store.read(queries.job_by_request(job.tenant, request_id), self._broker.expect(found))

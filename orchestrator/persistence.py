@@ -32,29 +32,30 @@ def _job_row(job: Job, payload: Payload | None) -> JobRow:
     data, attachments = NO_DATA, NO_ATTACHMENTS
     if payload is not None:
         data, attachments = pack(payload.data), stored_attachments(payload.attachments, payload.artifact_ids)
-    return JobRow(
-        job_id=job.job_id,
-        tenant=job.tenant,
-        request_id=job.request_id,
-        fingerprint=job.fingerprint,
-        action=job.requirement.action,
-        session_id=job.session_id,
-        priority=job.priority,
-        durable=job.durable,
-        status=job.status.value,
-        attempt=job.attempt,
-        losses=job.losses,
-        created_ms=job.created_ms,
-        queue_timeout_ms=job.queue_timeout_ms,
-        run_timeout_ms=job.run_timeout_ms,
-        deadline_ms=job.deadline_ms,
-        worker_pin=job.requirement.worker_pin,
-        device_pin=job.requirement.device_pin,
-        worker_id=job.worker_id,
-        traceparent=job.traceparent,
-        data=data,
-        attachments=attachments,
-        finished_ms=job.finished_ms,
+    need = job.requirement
+    return JobRow(  # without names, which would cost more than the row
+        job.job_id,
+        job.tenant,
+        job.request_id,
+        job.fingerprint,
+        need.action,
+        job.session_id,
+        job.priority,
+        job.durable,
+        job.status.value,
+        job.attempt,
+        job.losses,
+        job.created_ms,
+        job.queue_timeout_ms,
+        job.run_timeout_ms,
+        job.deadline_ms,
+        need.worker_pin,
+        need.device_pin,
+        job.worker_id,
+        job.traceparent,
+        data,
+        attachments,
+        job.finished_ms,
     )
 
 
@@ -124,8 +125,8 @@ def outcome_rows(job: Job, record: EventRecord, artifact_ids: Sequence[str], dig
 
 def audit_rows(job: Job) -> list[Row]:
     """Written behind: the summary and events of a job that lived in memory. Its prompt and result are not kept."""
-    records = [record for record in job.events or () if record.name in ("state", "item")]
-    return [_job_row(job, None), *(event_row(job, record) for record in records)]
+    told = [event_row(job, record) for record in job.events if record.name in (EventName.STATE, EventName.ITEM)]
+    return [_job_row(job, None), *told]
 
 
 def session_row(session: Session) -> SessionRow:

@@ -3,32 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.core.model import NO_EVENTS, Connection, Cost, Fault, Job, Outcome, Peer, Requirement, Session
+from orchestrator.core.model import NO_EVENTS, Connection, Fault, Job, Outcome, Peer, Session
 from protocol.enums import ErrorCode, HeldState
 
 
 @dataclass(slots=True)
 class Submit:
-    """A client asks for work. `job_id` is used if this makes a new job."""
+    """A client asks for work. `job` is the core's from now on, unless it knows the request already or refuses it."""
 
-    job_id: str
-    tenant: str
-    request_id: str
-    fingerprint: bytes
+    job: Job
     connection: Connection
-    requirement: Requirement
-    cost: Cost
-    priority: int
-    durable: bool
     events: frozenset[str] = NO_EVENTS
     probed: bool = True
-    session_id: str | None = None
-    queue_timeout_ms: int | None = None
-    run_timeout_ms: int | None = None
-    deadline_ms: int | None = None
-    payload: Any = None
-    payload_nbytes: int = 0
-    traceparent: str | None = None
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from orchestrator.core.model import (
     EVENTS_KEPT,
     Asker,
     AskerKind,
+    Connection,
     EventRecord,
     Fault,
     Job,
@@ -37,101 +38,82 @@ class Lifecycle:
     # --- acceptance -------------------------------------------------------------------------------------------
 
     def submit(self, event: e.Submit) -> None:
-        job = self._core.jobs_by_request.get((event.tenant, event.request_id))
-        if job is not None:
-            self._attach_again(job, event)
+        job, core = event.job, self._core
+        known = core.jobs_by_request.get(job.key)
+        if known is not None:
+            self._attach_again(known, event)
             return
-        fault = self._refusal(event)
+        fault = self._refusal(job, event.connection)
         if fault is not None:
-            self._core.commands.append(c.Reject(event.connection, event.request_id, fault))
+            core.commands.append(c.Reject(event.connection, job.request_id, fault))
             return
-        job = self._make(event)
+        job.state = JobState.ACCEPTING if job.durable else JobState.QUEUED
+        job.created_ms, job.estimate_ms = core.now_ms, core.estimates.run_ms(job.cost)
         self._enter(job)
-        self._core.askers.attach(job, self._asker(event))
+        core.askers.attach(job, self._asker(event))
         if job.durable:
             self._accepting += 1
-            self._core.commands.append(c.SaveJob(job))
+            core.commands.append(c.SaveJob(job))
         else:
             self.record(job, EventName.STATE, self._state_data(job))
             self._core.placement.place(job)
 
     def _attach_again(self, job: Job, event: e.Submit) -> None:
         """The same request once more: the same job, an answer of its own."""
-        if job.fingerprint != event.fingerprint:
+        asked = event.job
+        if job.fingerprint != asked.fingerprint:
             fault = Fault(ErrorCode.REQUEST_CONFLICT, details={"job_id": job.job_id})
-            self._core.commands.append(c.Reject(event.connection, event.request_id, fault, job.job_id))
+            self._core.commands.append(c.Reject(event.connection, job.request_id, fault, job.job_id))
             return
-        if event.durable and not job.durable:
+        if asked.durable and not job.durable:
             fault = Fault(ErrorCode.REQUEST_CONFLICT, "This request_id runs with wait: true.", {"job_id": job.job_id})
-            self._core.commands.append(c.Reject(event.connection, event.request_id, fault, job.job_id))
+            self._core.commands.append(c.Reject(event.connection, job.request_id, fault, job.job_id))
             return
         if job.payload is None and job.state not in TERMINAL:
-            self._complete_orphan(job, event)
-        on_disk = event.durable and job.state is not JobState.ACCEPTING
+            self._complete_orphan(job, asked)
+        on_disk = asked.durable and job.state is not JobState.ACCEPTING
         listens = job.state not in TERMINAL and (bool(event.events) or not on_disk)
         if listens and not self._core.askers.room(event.connection):
-            self._core.askers.refuse(event.connection, event.request_id)
+            self._core.askers.refuse(event.connection, job.request_id)
             return
         if on_disk:
-            self._accept(job, event.connection, event.request_id)
+            self._accept(job, event.connection, job.request_id)
         elif not listens:
-            self._core.commands.append(c.Answer(event.connection, event.request_id, job))
+            self._core.commands.append(c.Answer(event.connection, job.request_id, job))
         if listens:
             asker = self._asker(event)
             asker.kind = AskerKind.STREAM if on_disk else asker.kind
             self._core.askers.attach(job, asker)
 
-    def _complete_orphan(self, job: Job, event: e.Submit) -> None:
+    def _complete_orphan(self, job: Job, asked: Job) -> None:
         """The job came from a worker's list; now its asker brings what it needs to run again elsewhere."""
-        job.payload, job.payload_nbytes = event.payload, event.payload_nbytes
-        self._core.payload_nbytes += event.payload_nbytes
-        job.requirement, job.cost, job.priority = event.requirement, event.cost, event.priority
-        job.run_timeout_ms, job.deadline_ms = event.run_timeout_ms, event.deadline_ms
-        if self._core.sessions.refusal(event.tenant, event.session_id) is None:
-            job.session_id = event.session_id
+        job.payload, job.payload_nbytes = asked.payload, asked.payload_nbytes
+        self._core.payload_nbytes += asked.payload_nbytes
+        job.requirement, job.cost, job.priority = asked.requirement, asked.cost, asked.priority
+        job.run_timeout_ms, job.deadline_ms = asked.run_timeout_ms, asked.deadline_ms
+        if self._core.sessions.refusal(job.tenant, asked.session_id) is None:
+            job.session_id = asked.session_id
             self._core.sessions.job_added(job)
         self._watch_deadline(job)
         self._watch_run(job)
 
-    def _refusal(self, event: e.Submit) -> Fault | None:
+    def _refusal(self, job: Job, connection: Connection) -> Fault | None:
         core = self._core
         if core.draining:
             return Fault(ErrorCode.DRAINING, retry_after_ms=DRAIN_RETRY_AFTER_MS)
         if core.queue.size + self._accepting >= core.settings.queue_jobs_max:
             limit = core.settings.queue_jobs_max
             return Fault(ErrorCode.QUEUE_FULL, f"The queue holds {limit} jobs.", {"limit": limit}, 1000)
-        if not core.askers.room(event.connection):
+        if not core.askers.room(connection):
             return core.askers.no_room()
-        fault = core.sessions.refusal(event.tenant, event.session_id)
+        fault = core.sessions.refusal(job.tenant, job.session_id)
         if fault is None and core.now_ms >= core.trust_fleet_from_ms:
-            fault = core.fleet.check(event.requirement)
+            fault = core.fleet.check(job.requirement)
         return fault
 
-    def _make(self, event: e.Submit) -> Job:
-        return Job(
-            job_id=event.job_id,
-            tenant=event.tenant,
-            request_id=event.request_id,
-            fingerprint=event.fingerprint,
-            requirement=event.requirement,
-            cost=event.cost,
-            priority=event.priority,
-            durable=event.durable,
-            state=JobState.ACCEPTING if event.durable else JobState.QUEUED,
-            created_ms=self._core.now_ms,
-            session_id=event.session_id,
-            queue_timeout_ms=event.queue_timeout_ms,
-            run_timeout_ms=event.run_timeout_ms,
-            deadline_ms=event.deadline_ms,
-            payload=event.payload,
-            payload_nbytes=event.payload_nbytes,
-            traceparent=event.traceparent,
-            estimate_ms=self._core.estimates.run_ms(event.cost),
-        )
-
     def _asker(self, event: e.Submit) -> Asker:
-        kind = AskerKind.ACCEPT if event.durable else AskerKind.REPLY
-        return Asker(event.connection, event.request_id, kind, event.events, event.probed)
+        kind = AskerKind.ACCEPT if event.job.durable else AskerKind.REPLY
+        return Asker(event.connection, event.job.request_id, kind, event.events, event.probed)
 
     def _enter(self, job: Job) -> None:
         core = self._core

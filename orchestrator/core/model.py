@@ -111,8 +111,8 @@ class Job:
     cost: Cost
     priority: int
     durable: bool
-    state: JobState
-    created_ms: int
+    state: JobState = JobState.QUEUED
+    created_ms: int = 0
     session_id: str | None = None
     queue_timeout_ms: int | None = None
     run_timeout_ms: int | None = None

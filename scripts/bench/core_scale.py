@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from orchestrator.core import commands as c
 from orchestrator.core import events as e
 from orchestrator.core.core import Core
-from orchestrator.core.model import Cost, Outcome, Requirement
+from orchestrator.core.model import Cost, Job, Outcome, Requirement
 from orchestrator.core.settings import CoreSettings
 from protocol.enums import HeldState, Status
 
@@ -61,12 +61,11 @@ class Load:
     def submit(self) -> e.Submit:
         self._serial += 1
         name = f"{self._serial:012d}"
-        return e.Submit(
+        job = Job(
             job_id=f"j{name}",
             tenant=f"t{self._random.randrange(TENANTS)}",
             request_id=f"r{name}",
             fingerprint=name.encode(),
-            connection=f"c{self._serial % 1000}",
             requirement=Requirement("make", self._random.choice(self._models) if self._models else None),
             cost=Cost("make", 20.0),
             priority=self._random.randrange(PRIORITIES),
@@ -74,6 +73,7 @@ class Load:
             payload=name,
             payload_nbytes=100,
         )
+        return e.Submit(job, f"c{self._serial % 1000}")
 
     def result(self) -> e.WorkerResult:
         place = self._random.randrange(len(self._running))

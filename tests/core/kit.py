@@ -51,10 +51,12 @@ class Lab:
         need = Requirement(**{"action": "make", **{name: fields.pop(name) for name in names if name in fields}})
         defaults = {
             "job_id": f"j{number}", "tenant": "t", "request_id": f"r{number}", "fingerprint": b"f",
-            "connection": "c", "requirement": need, "cost": Cost("make", 4.0), "priority": 4, "durable": False,
+            "requirement": need, "cost": Cost("make", 4.0), "priority": 4, "durable": False,
             "payload": "payload", "payload_nbytes": 7,
         }  # fmt: skip
-        return self.feed(e.Submit(**{**defaults, **fields}))
+        asking = {name: fields.pop(name) for name in ("events", "probed") if name in fields}
+        connection = fields.pop("connection", "c")
+        return self.feed(e.Submit(Job(**{**defaults, **fields}), connection, **asking))
 
     def accept(self, number: int, **fields: Any) -> list[str]:
         """A durable job that is on the disk."""

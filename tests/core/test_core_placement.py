@@ -6,7 +6,7 @@ from orchestrator.core import commands as c
 from orchestrator.core import events as e
 from orchestrator.core.estimates import KEYS_MAX, Averages, Estimates
 from orchestrator.core.fleet import SIGHTINGS_MAX
-from orchestrator.core.model import Cost, Requirement
+from orchestrator.core.model import Cost, Job, Requirement
 from orchestrator.core.queue import SWEEP_MIN, Queue
 from orchestrator.core.states import JobState
 from tests.core.kit import Lab, restored
@@ -132,7 +132,7 @@ def test_removed_jobs_leave_no_trace_in_the_queue() -> None:
 
 def _submit(number: int) -> e.Submit:
     need, cost = Requirement("make"), Cost("make", 1.0)
-    return e.Submit(f"j{number}", "t", f"r{number}", b"f", f"c{number}", need, cost, 4, False, payload="p")
+    return e.Submit(Job(f"j{number}", "t", f"r{number}", b"f", need, cost, 4, False, payload="p"), f"c{number}")
 
 
 def test_a_tenant_whose_jobs_are_gone_leaves_the_ring() -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import commands as c
 from orchestrator.core import events as e
-from orchestrator.core.model import Cost, Outcome, Requirement, Session
+from orchestrator.core.model import Cost, Job, Outcome, Requirement, Session
 from protocol.enums import ErrorCode
 from tests.simulation.network import Link
 from tests.simulation.worker import Work
@@ -41,11 +41,12 @@ class Ask:
         return self.outcome is None and not self.given_up
 
     def to_event(self, connection: str, job_id: str) -> e.Submit:
-        return e.Submit(
-            job_id, self.tenant, self.request_id, self.request_id.encode(), connection, self.requirement,
-            Cost("make", self.work.run_ms / 250), self.priority, self.durable, self.events, self.probed,
-            self.session_id, payload=self.work, payload_nbytes=10, **self.limits,
+        job = Job(
+            job_id, self.tenant, self.request_id, self.request_id.encode(), self.requirement,
+            Cost("make", self.work.run_ms / 250), self.priority, self.durable,
+            session_id=self.session_id, payload=self.work, payload_nbytes=10, **self.limits,
         )  # fmt: skip
+        return e.Submit(job, connection, self.events, self.probed)
 
 
 class Client:

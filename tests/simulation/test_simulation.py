@@ -61,7 +61,7 @@ def _retire_only(self: Workers, event: Any) -> None:
 
 
 def _take_twice(self: Lifecycle, event: Any) -> None:
-    self._core.jobs_by_request.pop((event.tenant, event.request_id), None)
+    self._core.jobs_by_request.pop(event.job.key, None)
     SUBMIT(self, event)
 
 
