@@ -9,7 +9,7 @@ from orchestrator import replies
 from orchestrator.core import commands as c
 from orchestrator.core import events as e
 from orchestrator.core.model import Asker, EventRecord, Fault, Job, Peer
-from orchestrator.core.states import JobState
+from orchestrator.core.states import TERMINAL, JobState
 from orchestrator.payload import Payload
 from orchestrator.persistence import audit_rows, job_rows, outcome_rows, record_rows, session_row
 from orchestrator.ports import Sent
@@ -74,7 +74,7 @@ class Effects:
     def _answer(self, command: c.Answer) -> None:
         job = command.job
         header = replies.of_job(command.request_id, job, self._broker.clock.now_ms())
-        frames = job.outcome.frames if job.outcome is not None and job.status.terminal else ()
+        frames = job.outcome.frames if job.outcome is not None and job.state in TERMINAL else ()
         self._broker.send_client(command.connection, header, frames)
 
     def _accepted(self, command: c.Accepted) -> None:

@@ -14,6 +14,7 @@ from protocol.limits import KIB, WireLimits
 from protocol.sockets import EndpointRefused, make_socket, prepare_ipc_folder
 
 FLUSH_MS = 1000  # at the end
+NOWAIT, NOWAIT_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)  # an enum's `|` costs more than a send
 TRACKED_BYTES = 64 * KIB  # frames from this size on are counted until libzmq has sent them
 
 
@@ -45,7 +46,7 @@ class Port:
         self.socket = make_socket(context, zmq.ROUTER, limits)
         self._outbox_bytes_max = outbox_bytes_max
         self._outbox: dict[bytes, Outbox] = {}
-        self._posted: deque[tuple[bytes, list[Any], Sequence[Buffer], bool, Callable[[Sent], None] | None]] = deque()
+        self._posted: deque[tuple[bytes, tuple[bytes, ...], Sequence[Buffer], bool, Callable[[Sent], None] | None]] = deque()
         self._locks: list[int] = []
         for endpoint in endpoints:
             prepare_ipc_folder(endpoint)
@@ -54,19 +55,21 @@ class Port:
             self.socket.bind(endpoint)
 
     def receive(self) -> Received | None:
-        """The next message; None when there is none, or when one was too short to have a header."""
+        """The next message; None when there is none."""
         socket = self.socket
         try:
-            identity = socket.recv(zmq.DONTWAIT)
+            identity = socket.recv(NOWAIT)
         except zmq.Again:
             return None
-        parts: list[Any] = []
-        while socket.getsockopt(zmq.RCVMORE):
-            parts.append(socket.recv(zmq.DONTWAIT, copy=len(parts) < 1))
-        if parts and parts[0] == b"":  # only a REQ socket sends an empty first frame
-            header = parts[1].bytes if len(parts) > 1 else b""
-            return Received(Connection(identity, True), header, parts[2:])
-        return Received(Connection(identity), parts[0] if parts else b"", parts[1:])
+        frame = socket.recv(NOWAIT, copy=False)
+        is_req = frame.more and len(frame) == 0  # only a REQ socket sends an empty first frame
+        if is_req:
+            frame = socket.recv(NOWAIT, copy=False)
+        header, frames = frame.bytes, []
+        while frame.more:
+            frame = socket.recv(NOWAIT, copy=False)
+            frames.append(frame)
+        return Received(Connection(identity, is_req), header, frames)
 
     def post(
         self,
@@ -82,9 +85,7 @@ class Port:
         Sending in bursts, after everything was read, costs a good part less than a message at a time: the
         library's own thread is woken once. A droppable message gives way first when the connection is behind.
         """
-        parts: list[Any] = [pack(header)]
-        if connection.is_req:
-            parts.insert(0, b"")
+        parts = (b"", pack(header)) if connection.is_req else (pack(header),)
         self._posted.append((connection.identity, parts, frames, droppable, failed))
 
     def flush(self) -> None:
@@ -96,18 +97,20 @@ class Port:
             if sent is not Sent.DONE and failed is not None:
                 failed(sent)
 
-    def _send(self, identity: bytes, parts: list[Any], frames: Sequence[Buffer], droppable: bool) -> Sent:
+    def _send(self, identity: bytes, parts: tuple[bytes, ...], frames: Sequence[Buffer], droppable: bool) -> Sent:
         outbox = self._outbox.get(identity)
         if outbox is not None and outbox.behind(self._outbox_bytes_max, droppable):
             return Sent.FULL
         try:
-            self.socket.send(identity, zmq.DONTWAIT | zmq.SNDMORE)
+            self.socket.send(identity, NOWAIT_MORE)
             if frames:
-                self._send_large(identity, parts, frames)
+                for part in parts:
+                    self.socket.send(part, NOWAIT_MORE)
+                self._send_frames(identity, frames)
             else:
                 for part in parts[:-1]:
-                    self.socket.send(part, zmq.DONTWAIT | zmq.SNDMORE)
-                self.socket.send(parts[-1], zmq.DONTWAIT)
+                    self.socket.send(part, NOWAIT_MORE)
+                self.socket.send(parts[-1], NOWAIT)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:
@@ -117,13 +120,11 @@ class Port:
             return Sent.GONE
         return Sent.DONE
 
-    def _send_large(self, identity: bytes, parts: list[Any], frames: Sequence[Buffer]) -> None:
-        for part in parts:
-            self.socket.send(part, zmq.DONTWAIT | zmq.SNDMORE)
+    def _send_frames(self, identity: bytes, frames: Sequence[Buffer]) -> None:
         last = len(frames) - 1
         for index, frame in enumerate(frames):
             view = memoryview(frame)  # of a received frame too, so that libzmq tells when it has sent it
-            flags = zmq.DONTWAIT | (0 if index == last else zmq.SNDMORE)
+            flags = NOWAIT if index == last else NOWAIT_MORE
             if view.nbytes < TRACKED_BYTES:
                 self.socket.send(view, flags)
             else:

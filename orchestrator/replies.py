@@ -3,6 +3,7 @@
 from typing import Any
 
 from orchestrator.core.model import EventRecord, Job
+from orchestrator.core.states import TERMINAL
 from protocol import PROTOCOL_VERSION
 from protocol.enums import Status
 
@@ -20,21 +21,25 @@ def failure(request_id: str | None, error: dict[str, Any], job_id: str | None = 
 
 def of_job(request_id: str, job: Job, now_ms: int) -> dict[str, Any]:
     """A job's final response; before its end, what is known of it."""
-    outcome = job.outcome if job.status.terminal else None
+    outcome = job.outcome if job.state in TERMINAL else None
     if outcome is None:
         return response(request_id, success=True, job=job, status=job.status, timing=timing(job, now_ms))
-    return response(
-        request_id,
-        success=outcome.status is Status.COMPLETED,
-        job=job,
-        status=outcome.status,
-        data=outcome.data,
-        error=outcome.error,
-        timing=timing(job, now_ms),
-        worker_id=outcome.worker_id,
-        device_id=outcome.device_id,
-        attachments=outcome.attachments,
-    )
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "kind": "response",
+        "request_id": request_id,
+        "job_id": job.job_id,
+        "session_id": job.session_id,
+        "success": outcome.status is Status.COMPLETED,
+        "status": outcome.status,
+        "data": outcome.data,
+        "error": outcome.error,
+        "timing": timing(job, now_ms),
+        "worker_id": outcome.worker_id,
+        "device_id": outcome.device_id,
+        "attempt": job.attempt,
+        "attachments": outcome.attachments,
+    }
 
 
 def timing(job: Job, now_ms: int) -> dict[str, int]:

@@ -99,14 +99,9 @@ class WorkerPlane:
         if code is ErrorCode.CANCELLED:
             status = Status.CANCELLED
         attachments = [entry.to_wire() for entry in result.attachments]
-        outcome = Outcome(
-            status=status,
-            data=result.data,
-            error=None if code is None else _error(code, result.error or {}),
-            attachments=attachments,
-            frames=frames,
-            nbytes=sum(entry["nbytes"] for entry in attachments),
-        )
+        error = None if code is None else _error(code, result.error or {})
+        nbytes = sum([entry["nbytes"] for entry in attachments])
+        outcome = Outcome(status, result.data, error, attachments, frames, nbytes)
         return e.WorkerResult(peer, result.job_id, result.attempt, outcome, code, result.load_ms, result.running_ms)
 
 

@@ -15,8 +15,9 @@ class Averages:
         self._values: dict[tuple[str, str], float] = {}
 
     def learn(self, device_kind: str, key: str, value: float) -> None:
-        known = self._values.pop((device_kind, key), None)
-        self._values[device_kind, key] = value if known is None else known + WEIGHT * (value - known)
+        place = device_kind, key
+        known = self._values.pop(place, None)
+        self._values[place] = value if known is None else known + WEIGHT * (value - known)
         if len(self._values) > KEYS_MAX:
             del self._values[next(iter(self._values))]
 

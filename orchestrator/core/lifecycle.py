@@ -324,7 +324,8 @@ class Lifecycle:
     def _keep_result(self, job: Job) -> None:
         assert job.outcome is not None
         for record in job.history():
-            record.attachments, record.frames = [], ()  # replays carry no pictures once the job has ended
+            if record.frames:
+                record.attachments, record.frames = [], ()  # replays carry no pictures once the job has ended
         self._kept.append((self._core.now_ms + self._core.settings.result_keep_ms, job))
         self._kept_nbytes += job.outcome.nbytes + RECORD_NBYTES
         while self._kept_nbytes > self._core.settings.result_keep_bytes_max and len(self._kept) > 1:
