@@ -223,10 +223,14 @@ class Effects:
     # --- to workers -------------------------------------------------------------------------------------------
 
     def _assign(self, command: c.Assign) -> None:
-        job, payload = command.job, command.job.payload
+        payload = command.job.payload
         if payload.frames is not None:
             self._send_assign(command, payload, payload.frames)
-            return
+        else:
+            self._fetch_and_assign(command, payload)
+
+    def _fetch_and_assign(self, command: c.Assign, payload: Payload) -> None:
+        job = command.job
 
         def fetched(completion: Completion) -> None:
             current = job.state is JobState.PROCESSING and job.attempt == command.attempt

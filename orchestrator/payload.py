@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.core.model import Cost, Requirement
@@ -20,14 +21,18 @@ class Payload:
     digests: Sequence[bytes] = ()  # SHA-256 of each attachment; empty for a job that was restored
 
 
+_requirement = lru_cache(4096)(Requirement)  # a few different ones for very many jobs
+_cost = lru_cache(4096)(Cost)
+
+
 def requirement_of(action: str, data: dict[str, Any], worker_id: str | None, device_id: str | None) -> Requirement:
-    return Requirement(action, data.get("model_id"), worker_id, device_id)
+    return _requirement(action, data.get("model_id"), worker_id, device_id)
 
 
 def cost_of(action: str, data: dict[str, Any]) -> Cost:
     """Jobs of one model and size take time in proportion to their steps and pictures."""
     steps = data.get("steps")
     if steps is None:
-        return Cost(action, 1.0)
+        return _cost(action, 1.0)
     key = f"{action} {data.get('model_id')} {data.get('width')}x{data.get('height')}"
-    return Cost(key, float(steps) * float(data.get("num_images", 1)))
+    return _cost(key, float(steps) * float(data.get("num_images", 1)))

@@ -18,7 +18,7 @@ SEQ_GAP = 10_000  # above the highest stored seq: events that never reached the 
 NO_DATA, NO_ATTACHMENTS = pack({}), pack([])
 
 
-def stored_attachments(attachments: list[dict[str, Any]], artifact_ids: Sequence[str]) -> bytes:
+def stored_attachments(attachments: Sequence[dict[str, Any]], artifact_ids: Sequence[str]) -> bytes:
     return pack([{**entry, "artifact_id": name} for entry, name in zip(attachments, artifact_ids, strict=True)])
 
 
@@ -60,7 +60,7 @@ def _job_row(job: Job, payload: Payload | None) -> JobRow:
 
 
 def _artifact_rows(
-    job: Job, attachments: list[dict[str, Any]], artifact_ids: Sequence[str], digests: Sequence[bytes]
+    job: Job, attachments: Sequence[dict[str, Any]], artifact_ids: Sequence[str], digests: Sequence[bytes]
 ) -> list[ArtifactRow]:
     return [
         ArtifactRow(

@@ -1,5 +1,6 @@
 """The headers of answers and events, as the wire wants them. Plain maps: they are made for every job."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.core.model import EventRecord, Job
@@ -8,9 +9,7 @@ from protocol import PROTOCOL_VERSION
 from protocol.enums import Status
 
 
-def success(
-    request_id: str | None, data: dict[str, Any], attachments: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
+def success(request_id: str | None, data: dict[str, Any], attachments: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """An answer of the orchestrator itself."""
     return response(request_id, success=True, data=data, attachments=attachments)
 
@@ -65,7 +64,7 @@ def response(
     timing: dict[str, int] | None = None,
     worker_id: str | None = None,
     device_id: str | None = None,
-    attachments: list[dict[str, Any]] | None = None,
+    attachments: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL_VERSION,
@@ -81,7 +80,7 @@ def response(
         "worker_id": worker_id,
         "device_id": device_id,
         "attempt": job.attempt if job else None,
-        "attachments": attachments or [],
+        "attachments": attachments,
     }
 
 
@@ -94,7 +93,7 @@ def event(request_id: str, job_id: str, record: EventRecord) -> dict[str, Any]:
         "seq": record.seq,
         "event": record.name,
         "data": record.data,
-        "attachments": record.attachments if record.frames else [],
+        "attachments": record.attachments if record.frames else (),
     }
 
 

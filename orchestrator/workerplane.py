@@ -98,7 +98,7 @@ class WorkerPlane:
         status = Status.COMPLETED if code is None else Status.FAILED
         if code is ErrorCode.CANCELLED:
             status = Status.CANCELLED
-        attachments = [entry.to_wire() for entry in result.attachments]
+        attachments = [entry.to_wire() for entry in result.attachments] if frames else ()
         error = None if code is None else _error(code, result.error or {})
         nbytes = sum([entry["nbytes"] for entry in attachments])
         outcome = Outcome(status, result.data, error, attachments, frames, nbytes)

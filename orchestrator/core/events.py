@@ -1,5 +1,6 @@
 """What can happen to the core. The shell makes these from messages, completed writes and signals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +135,7 @@ class WorkerEvent:
     attempt: int
     name: str
     data: dict[str, Any]
-    attachments: list[dict[str, Any]] = field(default_factory=list)
+    attachments: Sequence[dict[str, Any]] = ()
     frames: Any = ()
     progress: float | None = None
 

@@ -1,6 +1,7 @@
 """What happens to a job between its acceptance and its one visible end."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import commands as c
@@ -15,7 +16,7 @@ from orchestrator.core.model import (
     Job,
     Outcome,
 )
-from orchestrator.core.states import CLOSING, STATUS, TERMINAL, IllegalTransition, JobState, Trigger, next_state
+from orchestrator.core.states import CLOSING, STATUS, TERMINAL, WORD, IllegalTransition, JobState, Trigger, next_state
 from orchestrator.core.timers import Timer
 from protocol.enums import ErrorCode, EventName, Status
 
@@ -277,13 +278,13 @@ class Lifecycle:
     def _terminal_record(self, job: Job) -> EventRecord:
         assert job.outcome is not None
         data: dict[str, Any] = {
-            "status": job.outcome.status,
+            "status": job.outcome.status.value,
             "attempt": job.attempt,
             "worker_id": job.outcome.worker_id,
         }
         if job.outcome.error:
             data["error"] = job.outcome.error
-        return self._keep(job, EventName.STATE, data, [], ())
+        return self._keep(job, EventName.STATE, data)
 
     def finish(self, job: Job, outcome: Outcome, result_from: tuple[Any, int]) -> None:
         """A worker's result is the job's outcome; it is acknowledged when it is safe."""
@@ -313,6 +314,7 @@ class Lifecycle:
         self._core.askers.answer_all(job)
         if job.result_from is not None:
             self._core.commands.append(c.AckResult(job.result_from[0], job.job_id, job.result_from[1]))
+            job.result_from = None
         self._release(job)
         self._keep_result(job)
 
@@ -325,7 +327,7 @@ class Lifecycle:
         assert job.outcome is not None
         for record in job.history():
             if record.frames:
-                record.attachments, record.frames = [], ()  # replays carry no pictures once the job has ended
+                record.attachments, record.frames = (), ()  # replays carry no pictures once the job has ended
         self._kept.append((self._core.now_ms + self._core.settings.result_keep_ms, job))
         self._kept_nbytes += job.outcome.nbytes + RECORD_NBYTES
         while self._kept_nbytes > self._core.settings.result_keep_bytes_max and len(self._kept) > 1:
@@ -431,16 +433,16 @@ class Lifecycle:
         self._core.placement.queue(job, first=True)
 
     def record(
-        self, job: Job, name: EventName, data: dict[str, Any], attachments: list[Any] | None = None, frames: Any = ()
+        self, job: Job, name: EventName, data: dict[str, Any], attachments: Sequence[Any] = (), frames: Any = ()
     ) -> None:
         """Number an event, keep it, and send it to whom it may concern."""
-        record = self._keep(job, name, data, attachments or [], frames)
+        record = self._keep(job, name, data, attachments, frames)
         self._core.askers.emit(job, record)
         if job.durable and name in (EventName.STATE, EventName.ITEM):
             self._core.commands.append(c.Record(job, record))
 
     def _keep(
-        self, job: Job, name: EventName, data: dict[str, Any], attachments: list[Any], frames: Any
+        self, job: Job, name: EventName, data: dict[str, Any], attachments: Sequence[Any] = (), frames: Any = ()
     ) -> EventRecord:
         job.seq += 1
         record = EventRecord(job.seq, self._core.now_ms, name, data, attachments, frames)
@@ -462,4 +464,4 @@ class Lifecycle:
 
     @staticmethod
     def _state_data(job: Job) -> dict[str, Any]:
-        return {"status": STATUS[job.state], "attempt": job.attempt, "worker_id": job.worker_id}
+        return {"status": WORD[job.state], "attempt": job.attempt, "worker_id": job.worker_id}

@@ -3,6 +3,7 @@
 Times are epoch milliseconds of the caller's clock, spans are `*_ms`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class Outcome:
     status: Status
     data: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
-    attachments: list[dict[str, Any]] = field(default_factory=list)
+    attachments: Sequence[dict[str, Any]] = ()
     frames: Any = ()
     nbytes: int = 0
     worker_id: str | None = None
@@ -97,7 +98,7 @@ class EventRecord:
     at_ms: int
     name: EventName
     data: dict[str, Any]
-    attachments: list[dict[str, Any]] = field(default_factory=list)
+    attachments: Sequence[dict[str, Any]] = ()
     frames: Any = ()
 
 

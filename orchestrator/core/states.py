@@ -80,6 +80,9 @@ STATUS: dict[JobState, Status] = {
     S.CANCELLED: Status.CANCELLED,
 }
 
+# What a client reads: plain strings, for the garbage collector looks into every map that holds an enum's member.
+WORD: dict[JobState, str] = {state: status.value for state, status in STATUS.items()}
+
 TERMINAL = frozenset({S.COMPLETED, S.FAILED, S.CANCELLED})
 RECLAIMABLE = frozenset({S.QUEUED, S.BACKOFF, S.ADOPTING})  # a worker that still holds the attempt may go on with it
 CLOSING: dict[Status, Trigger] = {
