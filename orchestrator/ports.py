@@ -37,6 +37,9 @@ class Sent(Enum):
     GONE = "gone"  # the connection is closed
 
 
+Posted = tuple[bytes, tuple[bytes, ...], Sequence[Buffer], bool, Callable[[Sent], None] | None]
+
+
 class Port:
     """One ROUTER. All methods are for the broker thread."""
 
@@ -46,9 +49,7 @@ class Port:
         self.socket = make_socket(context, zmq.ROUTER, limits)
         self._outbox_bytes_max = outbox_bytes_max
         self._outbox: dict[bytes, Outbox] = {}
-        self._posted: deque[tuple[bytes, tuple[bytes, ...], Sequence[Buffer], bool, Callable[[Sent], None] | None]] = (
-            deque()
-        )
+        self._posted: deque[Posted] = deque()
         self._locks: list[int] = []
         for endpoint in endpoints:
             prepare_ipc_folder(endpoint)

@@ -6,6 +6,7 @@ and the writer's Python is time the broker thread cannot have.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -16,19 +17,34 @@ from orchestrator.store.rows import ArtifactRow, EventRow, Expired, JobRow, JobU
 from orchestrator.store.schema import ACTIVE, artifacts, job_events, jobs, sessions
 
 EXPIRE_ROWS_MAX = 1000  # per transaction: a day's worth at once would hold up every other write
+BLOCK_ROWS = 32
 LOOKUP_ROWS_MAX = 500  # parameters of one query are limited
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One kind of row's SQL, and how its fields are put in the order of the parameters."""
+    """One kind of row's SQL, and how its fields are put in the order of the parameters.
+
+    `block_text`: for BLOCK_ROWS rows at once, where there is such an SQL. Each row that is written alone lets go of the
+    GIL and asks the broker thread for it again.
+    """
 
     text: str
     arrange: Callable[[Any], tuple[Any, ...]]
+    block_text: str = ""
 
     def run(self, connection: Connection, rows: Iterable[NamedTuple]) -> int:
-        """Write `rows` with one executemany; returns how many the database took."""
-        return connection.exec_driver_sql(self.text, list(map(self.arrange, rows))).rowcount
+        """Write `rows`; returns how many the database took."""
+        values = list(map(self.arrange, rows))
+        in_blocks = len(values) // BLOCK_ROWS * BLOCK_ROWS if self.block_text else 0
+        written = 0
+        if in_blocks:
+            starts = range(0, in_blocks, BLOCK_ROWS)
+            blocks = [tuple(chain.from_iterable(values[start : start + BLOCK_ROWS])) for start in starts]
+            written = connection.exec_driver_sql(self.block_text, blocks).rowcount
+        if in_blocks < len(values):
+            written += connection.exec_driver_sql(self.text, values[in_blocks:]).rowcount
+        return written
 
 
 class Statements:
@@ -40,7 +56,8 @@ class Statements:
         def compiled(statement: Any, row: type[NamedTuple]) -> Statement:
             sql = statement.compile(dialect=dialect)
             fields: Sequence[str] = row._fields
-            return Statement(str(sql), itemgetter(*[fields.index(name.removeprefix("_")) for name in sql.positiontup]))
+            order = [fields.index(name.removeprefix("_")) for name in sql.positiontup]
+            return Statement(str(sql), itemgetter(*order), _block(str(sql)))
 
         def new(table: Any, row: type[NamedTuple]) -> Statement:
             # A row may come twice: a commit can succeed and still be reported as failed.
@@ -62,6 +79,15 @@ class Statements:
             upsert.on_conflict_do_update(index_elements=["tenant", "session_id"], set_=changed), SessionRow
         )
         self.artifact = new(artifacts, ArtifactRow)
+
+
+def _block(text: str) -> str:
+    """An INSERT of one row as one of BLOCK_ROWS rows; empty for another statement."""
+    before, values, row = text.partition(" VALUES ")
+    marks, conflict, then = row.partition(" ON CONFLICT ")
+    if not (values and conflict):
+        return ""
+    return f"{before} VALUES {', '.join([marks] * BLOCK_ROWS)} ON CONFLICT {then}"
 
 
 def _values(row: type[NamedTuple]) -> dict[str, Any]:

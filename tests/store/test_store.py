@@ -19,6 +19,7 @@ from orchestrator.store import (
     reader,
     statements,
 )
+from orchestrator.store.statements import BLOCK_ROWS
 from protocol.errors import QueueFull
 from tests.store.support import Harness, event, job
 
@@ -124,6 +125,23 @@ def test_duplicates_within_one_group(harness: Harness) -> None:
     value = harness.write(job("j1", request_id="r"), job("j2", request_id="r"), job("j3", request_id="r", tenant="t"))
     assert value == Duplicate("j1")
     assert [row.job_id for row in harness.store.load().jobs] == ["j1", "j3"]
+
+
+def test_rows_of_many_statements_are_all_written_and_counted(harness: Harness) -> None:
+    """Blocks of rows and what is left over, each with a row that is a duplicate."""
+    count = 2 * BLOCK_ROWS + 5
+    jobs = [job(f"j{number:03d}", request_id=f"r{number}", priority=number % 10) for number in range(count)]
+    harness.write(*jobs, *[event(row.job_id, seq, data=b"%d" % seq) for row in jobs for seq in (1, 2, 3)])
+    assert harness.store.load().jobs == jobs
+    for row in (jobs[0], jobs[BLOCK_ROWS], jobs[-1]):
+        assert harness.read(queries.job_by_id("default", row.job_id)).row == row
+        found = harness.read(queries.events_of("default", row.job_id))
+        assert found == [event(row.job_id, seq, data=b"%d" % seq) for seq in (1, 2, 3)]
+    for doubled in (3, count - 1):
+        more = [job(f"k{doubled}-{number}", request_id=f"k{doubled}-{number}") for number in range(count)]
+        more[doubled] = more[doubled]._replace(request_id="r7")
+        assert harness.write(*more) == Duplicate("j007")
+    assert len(harness.store.load().jobs) == 3 * count - 2
 
 
 def test_a_row_written_twice_is_no_duplicate(harness: Harness) -> None:
