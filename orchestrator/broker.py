@@ -135,11 +135,12 @@ class Broker:
         return max(0, due_ms - self.clock.now_ms())
 
     def _flush(self) -> None:
-        """Send what the turn brought about."""
+        """Send and write what the turn brought about."""
         self._send_posted()
         while self._gone:  # what their loss brings about is of this turn, too
             self.feed(e.ConnectionGone(self._gone.pop()))
             self._send_posted()
+        self.store.flush()
 
     def _send_posted(self) -> None:
         self._effects.flush_acks()

@@ -294,7 +294,7 @@ def parse_request(header: dict[str, Any]) -> Request:
     if "kind" in header and header["kind"] != "request":
         raise MalformedMessage("Only requests are taken on this port.")
     try:
-        return Request.model_validate(header)
+        return Request.__pydantic_validator__.validate_python(header)  # `model_validate` does no more
     except ValidationError as error:
         raise InvalidRequest("The request's fields are not valid.", details=field_errors(error)) from None
 
@@ -306,7 +306,7 @@ def parse_message(header: dict[str, Any], known: dict[str, type[Message]]) -> Me
     if model is None:
         return None
     try:
-        return model.model_validate(header)
+        return model.__pydantic_validator__.validate_python(header)
     except ValidationError as error:
         raise MalformedMessage(f"The {kind} message is not valid.", details=field_errors(error)) from None
 

@@ -151,9 +151,10 @@ class Lifecycle:
                 if not asker.events:
                     self._core.askers.detach(job, asker)
         self.record(job, EventName.STATE, self._state_data(job))
-        self._core.placement.queue(job)
         if job.ends_when_saved is not None:
             self._end(job, job.ends_when_saved)
+        else:
+            self._core.placement.place(job)
 
     def save_failed(self, event: e.SaveFailed) -> None:
         job = self._core.jobs[event.job_id]

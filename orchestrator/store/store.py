@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Store:
     """Jobs, their events, sessions and artifact records in one database.
 
-    `write`, `read` and `close` are for one thread; `completions` is filled by the store's own threads, which call
-    `wake` (from those threads) after every append. `wake` must not raise.
+    `write`, `flush`, `read` and `close` are for one thread; `completions` is filled by the store's own threads, which
+    call `wake` (from those threads) after every append. `wake` must not raise.
     """
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
@@ -57,6 +57,10 @@ class Store:
         if self._closed:
             raise RuntimeError("The store is closed.")
         self._writer.put(Write(rows, token))
+
+    def flush(self) -> None:
+        """Have the rows written that came with a token, and all before them. Call it when no more come for now."""
+        self._writer.flush()
 
     def read(self, query: Callable[[Connection], object], token: Hashable) -> None:
         """Queue a query (see queries.py); its Completion carries what it returns. It sees what is committed by then.

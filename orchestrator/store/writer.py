@@ -23,7 +23,7 @@ from orchestrator.store.rows import (
 )
 from orchestrator.store.statements import Statements, expire, find_duplicates
 
-WRITE_BEHIND_S = 0.05  # how long rows that nobody waits for gather company
+WRITE_BEHIND_S = 0.05  # how long rows gather company, unless somebody waits for them
 GROUP_WRITES_MAX = 2048  # bounds the time one transaction takes, and so how long its first write waits
 UNSAVED_ROWS_MAX = 100_000  # kept for retry while the disk fails
 RETRY_S, RETRY_MAX_S = 0.05, 1.0
@@ -47,7 +47,7 @@ class Write(NamedTuple):
 
 
 class Writer:
-    """Owns the writing connection. `put`, `queued` and `close` are for the one thread that uses the store."""
+    """Owns the writing connection. `put`, `flush`, `queued` and `close` are for the one thread that uses the store."""
 
     def __init__(self, engine: Engine, completions: deque[Completion], wake: Callable[[], None]) -> None:
         self._engine = engine
@@ -61,6 +61,7 @@ class Writer:
         self._closing = False
         self._give_up = threading.Event()
         self._awaited = threading.Event()  # somebody waits for a write in the queue
+        self._hurry = False  # so it is, but the writer has not been told
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -72,7 +73,13 @@ class Writer:
     def put(self, write: Write) -> None:
         self._put_count += 1
         self._queue.put(write)
-        if write.token is not None and not self._awaited.is_set():
+        if write.token is not None:
+            self._hurry = True
+
+    def flush(self) -> None:
+        """Write now what somebody waits for; it waits for company a while else."""
+        if self._hurry:
+            self._hurry = False
             self._awaited.set()
 
     def close(self, timeout_s: float) -> None:

@@ -40,7 +40,7 @@ class Action:
 def validate(schema: type[ActionData], data: dict[str, Any]) -> ActionData:
     """`data` as its schema's model. Raises InvalidRequest that names each bad field, and the nearest known name."""
     try:
-        return schema.model_validate(data)
+        return schema.__pydantic_validator__.validate_python(data)
     except ValidationError as error:
         details = field_errors(error)
         _suggest(details["fields"], schema, data)

@@ -75,6 +75,7 @@ def accepting(path: Path, seconds: float) -> float:
     store = Store(f"sqlite:///{path}", woken.set)
     for number in range(IN_FLIGHT):
         store.write([job_row()], number)
+    store.flush()
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         woken.wait()
@@ -84,6 +85,7 @@ def accepting(path: Path, seconds: float) -> float:
             assert completion.error is None
             done += 1
             store.write([job_row()], completion.token)
+        store.flush()
     rate = done / (time.perf_counter() - start)
     store.close(5)
     return rate

@@ -39,6 +39,7 @@ class Harness:
     def write(self, *rows: Any) -> Any:
         """Write, wait, and return the completion's value."""
         self.store.write(rows, "write")
+        self.store.flush()
         completion = self.wait("write")
         assert completion.error is None
         return completion.value
