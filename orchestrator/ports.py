@@ -65,8 +65,8 @@ class Port:
         except zmq.Again:
             return None
         frame = socket.recv(NOWAIT, copy=False)
-        is_req = frame.more and len(frame) == 0  # only a REQ socket sends an empty first frame
-        if is_req:
+        is_req = len(frame) == 0  # only a REQ socket sends an empty first frame
+        if is_req and frame.more:
             frame = socket.recv(NOWAIT, copy=False)
         header, frames = frame.bytes, []
         while frame.more:
