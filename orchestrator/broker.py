@@ -140,12 +140,13 @@ class Broker:
         while self._gone:  # what their loss brings about is of this turn, too
             self.feed(e.ConnectionGone(self._gone.pop()))
             self._send_posted()
+        self._effects.write_audits()
         self.store.flush()
 
     def _send_posted(self) -> None:
+        self.clients.flush()  # first, for somebody waits there
         self._effects.flush_acks()
         self.workers.flush()
-        self.clients.flush()
 
     def _drain_port(self, port: Port, take: Callable[[Received], None]) -> None:
         for _ in range(TURN_MESSAGES_MAX):

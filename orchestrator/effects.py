@@ -35,6 +35,7 @@ class Effects:
     def __init__(self, broker: "Broker") -> None:
         self._broker = broker
         self._acks: dict[Peer, list[dict[str, Any]]] = {}
+        self._audits: list[Job] = []  # jobs in memory that have ended
         self._carriers: dict[type, Callable[[Any], None]] = {
             c.Answer: self._answer,
             c.Accepted: self._accepted,
@@ -68,6 +69,13 @@ class Effects:
             peer, results = self._acks.popitem()
             for start in range(0, len(results), ACKS_MAX):
                 self._tell(peer, {"kind": "result_ack", "results": results[start : start + ACKS_MAX]})
+
+    def write_audits(self) -> None:
+        """At the end of a turn, when all is sent: nobody waits for these."""
+        for job in self._audits:
+            if self._broker.store.queued_writes < UNAUDITED_MAX:
+                self._broker.store.write(audit_rows(job))
+        self._audits.clear()
 
     # --- to clients -------------------------------------------------------------------------------------------
 
@@ -214,8 +222,7 @@ class Effects:
 
     def _audit(self, command: c.Audit) -> None:
         _log_failure(command.job)
-        if self._broker.store.queued_writes < UNAUDITED_MAX:
-            self._broker.store.write(audit_rows(command.job))
+        self._audits.append(command.job)
 
     def _save_session(self, command: c.SaveSession) -> None:
         self._broker.store.write([session_row(command.session)])

@@ -8,6 +8,7 @@ import zmq
 from protocol.codec import Buffer
 from protocol.sockets import make_socket
 
+NOWAIT = int(zmq.DONTWAIT)
 FLUSH_MS = 500  # for the goodbye
 
 
@@ -45,9 +46,9 @@ class Link:
         """False: not connected, or the peer is too slow; nothing was sent."""
         try:
             if len(frames) == 1:
-                self._socket.send(frames[0], zmq.DONTWAIT)
+                self._socket.send(frames[0], NOWAIT)
             else:
-                self._socket.send_multipart(frames, zmq.DONTWAIT, copy=False)
+                self._socket.send_multipart(frames, NOWAIT, copy=False)
         except zmq.Again:
             return False
         return True
@@ -55,12 +56,13 @@ class Link:
     def receive(self) -> tuple[bytes, list[zmq.Frame]] | None:
         """The next message's header and attachments (not copied); None when there is none."""
         try:
-            header = self._socket.recv(zmq.DONTWAIT)
+            frame = self._socket.recv(NOWAIT, copy=False)
         except zmq.Again:
             return None
-        attachments = []
-        while self._socket.rcvmore:
-            attachments.append(self._socket.recv(zmq.DONTWAIT, copy=False))
+        header, attachments = frame.bytes, []
+        while frame.more:
+            frame = self._socket.recv(NOWAIT, copy=False)
+            attachments.append(frame)
         return header, attachments
 
     def reset(self) -> None:
