@@ -256,7 +256,7 @@ class Broker:
             elif not droppable:
                 log.warning("a client is too far behind; its answer was not sent", request_id=header.get("request_id"))
 
-        self.clients.post(connection, header, frames, droppable=droppable, failed=failed)
+        self.clients.post(connection, header, frames, droppable, failed)
 
     def fleet_models(self) -> list[dict[str, Any]]:
         """What the connected workers can run, each with the workers that have it and have it loaded."""

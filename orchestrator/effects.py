@@ -268,12 +268,11 @@ class Effects:
         }
         if self._broker.traces:
             log.debug("assigned", request_id=job.request_id, job_id=job.job_id, attempt=command.attempt)
-        self._broker.workers.post(
-            command.peer,
-            header,
-            frames,
-            failed=lambda _: self._broker.feed(e.AssignFailed(command.peer, job.job_id, command.attempt)),
-        )
+
+        def failed(_: Sent) -> None:
+            self._broker.feed(e.AssignFailed(command.peer, job.job_id, command.attempt))
+
+        self._broker.workers.post(command.peer, header, frames, False, failed)
 
     def _cancel_attempt(self, command: c.CancelAttempt) -> None:
         self._tell(command.peer, {"kind": "cancel", "job_id": command.job_id, "attempt": command.attempt})

@@ -15,6 +15,7 @@ from protocol.enums import EventName, Status
 SEQ_GAP = 10_000  # above the highest stored seq: events that never reached the disk have been sent under these
 
 
+AUDITED = (EventName.STATE, EventName.ITEM)
 NO_DATA, NO_ATTACHMENTS = pack({}), pack([])
 
 
@@ -80,9 +81,8 @@ def event_row(job: Job, record: EventRecord) -> EventRow:
     data = record.data
     if record.name is EventName.STATE and "error" not in data:
         packed = _packed_state(data["status"], data["attempt"], data["worker_id"])
-    else:
-        packed = pack(data)
-    return EventRow(job.tenant, job.job_id, record.seq, record.at_ms, record.name.value, packed)
+        return EventRow(job.tenant, job.job_id, record.seq, record.at_ms, "state", packed)
+    return EventRow(job.tenant, job.job_id, record.seq, record.at_ms, record.name.value, pack(data))
 
 
 @lru_cache(maxsize=4096)
@@ -125,7 +125,7 @@ def outcome_rows(job: Job, record: EventRecord, artifact_ids: Sequence[str], dig
 
 def audit_rows(job: Job) -> list[Row]:
     """Written behind: the summary and events of a job that lived in memory. Its prompt and result are not kept."""
-    told = [event_row(job, record) for record in job.events if record.name in (EventName.STATE, EventName.ITEM)]
+    told = [event_row(job, record) for record in job.events if record.name in AUDITED]
     return [_job_row(job, None), *told]
 
 

@@ -79,7 +79,6 @@ class Port:
         connection: Connection,
         header: dict[str, Any],
         frames: Sequence[Buffer] = (),
-        *,
         droppable: bool = False,
         failed: Callable[[Sent], None] | None = None,
     ) -> None:

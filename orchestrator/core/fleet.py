@@ -233,18 +233,22 @@ class Fleet:
         if requirement.worker_pin is not None:
             pinned = self.by_id.get(requirement.worker_pin)
             return pinned if pinned is not None and pinned.takes(requirement) else None
-        found: tuple[tuple[int, int, int], Worker] | None = None
-        for (device_kind, site), pool in self._pools.items():
-            candidate = pool.candidate(requirement) if site.suits(requirement) else None
-            if candidate is None:
-                continue
-            worker, cold = candidate
-            load_ms = self._estimates.load_ms(device_kind, requirement.model_id) if cold and requirement.model_id else 0
-            ends_ms = load_ms + self._estimates.run_ms(cost, device_kind)
-            rank = ends_ms, -worker.memory_free if load_ms else 0, worker.turn
-            if found is None or rank < found[0]:
-                found = rank, worker
-        return found[1] if found else None
+        candidates = [
+            (device_kind, *candidate)
+            for (device_kind, site), pool in self._pools.items()
+            if site.suits(requirement) and (candidate := pool.candidate(requirement)) is not None
+        ]
+        if len(candidates) < 2:  # as in most fleets
+            return candidates[0][1] if candidates else None
+        return min(candidates, key=lambda candidate: self._rank(requirement, cost, *candidate))[1]
+
+    def _rank(
+        self, requirement: Requirement, cost: Cost, device_kind: str, worker: Worker, cold: bool
+    ) -> tuple[int, int, int]:
+        """When it would end the job; of equals the one with more free memory, if it is to load the model."""
+        load_ms = self._estimates.load_ms(device_kind, requirement.model_id) if cold and requirement.model_id else 0
+        ends_ms = load_ms + self._estimates.run_ms(cost, device_kind)
+        return ends_ms, -worker.memory_free if load_ms else 0, worker.turn
 
     def _see(self, worker: Worker) -> None:
         self._forget_sighting(worker.worker_id)
