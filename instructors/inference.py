@@ -7,11 +7,14 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from instructors import images
 from instructors.pictures import MakePlan, Pictures, Plan, check_size
 from instructors.pipelines import schedulers
 from instructors.registry import Registry
-from instructors.task import Context
+from instructors.task import Context, Place
+from protocol.errors import AtelierError
 from protocol.schemas import ACTIONS
 from protocol.schemas.inference import ChangeData, Img2ImgData, InpaintingData, PictureData, Text2ImgData
 
@@ -80,6 +83,8 @@ def given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+log = structlog.get_logger("instructors.inference")
+
 PLANS: dict[str, MakePlan] = {"inference.text2img": text2img, "inference.img2img": img2img}
 
 
@@ -95,6 +100,12 @@ def scheduler_names() -> list[str]:
     return schedulers.names() if find_spec("diffusers") else []
 
 
-def warm_up() -> None:
-    """Import the libraries, which takes seconds, before the first job needs them."""
-    import instructors.pipelines.loading  # noqa: F401
+def warm_up(place: Place) -> None:
+    """Import the libraries, which takes seconds, before the first job needs them, and load what is to be kept."""
+    from instructors.pipelines import loading
+
+    for name in place.models.kept():
+        try:
+            loading.resident(name, place)
+        except AtelierError as error:
+            log.error("a model that is to be kept cannot be loaded", model_id=name, problem=error.message)

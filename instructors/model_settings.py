@@ -55,6 +55,11 @@ def read_settings(root: Path) -> dict[str, ModelSettings]:
     return {ALL: _settings(ALL, {}, common), **{name: _settings(name, common, own) for name, own in tables.items()}}
 
 
+def settings_of(model_id: str, settings: dict[str, ModelSettings]) -> ModelSettings:
+    """Those that `read_settings` found for this model."""
+    return settings.get(model_id) or settings.get(ALL) or ModelSettings()
+
+
 def _settings(name: str, common: Any, own: Any) -> ModelSettings:
     try:
         return ModelSettings.model_validate({**common, **own} if isinstance(own, dict) else own)

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from instructors.model_settings import ALL, ModelSettings, read_settings
+from instructors.model_settings import ModelSettings, read_settings, settings_of
 from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
 from protocol.limits import KIB, MIB
 from protocol.schemas.base import nearest
@@ -85,14 +85,15 @@ class ModelFolder:
 
     def settings(self, model_id: str) -> ModelSettings:
         """How this model is to be loaded. Raises ModelInvalid where the file that says so is wrong."""
-        if self.root is None:
-            return ModelSettings()
-        found = read_settings(self.root)
-        return found.get(model_id) or found.get(ALL) or ModelSettings()
+        return settings_of(model_id, self._all_settings())
 
     def kept(self) -> list[str]:
-        """The models that are to be loaded at the start and kept."""
-        return [name for name in self.names() if self.settings(name).keep]
+        """The models that are to be loaded at the start and kept. Raises ModelInvalid as `settings` does."""
+        settings = self._all_settings()
+        return [name for name in self.names() if settings_of(name, settings).keep]
+
+    def _all_settings(self) -> dict[str, ModelSettings]:
+        return {} if self.root is None else read_settings(self.root)
 
     def entries(self) -> list[dict[str, Any]]:
         """What a worker's capabilities say: usable models, and those whose files are not (their `problem` says why).

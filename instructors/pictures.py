@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from instructors import images, lora
+from instructors.pipelines.schedulers import ending_in_zero
 from instructors.task import Blob, Context, Result, SharedTask
 from protocol import recipe as recipes
 from protocol.codec import pack, unpack
@@ -61,6 +62,8 @@ class Pictures(SharedTask):
         self._loaded.check(self._plan)
         self._scheduler, scheduler = self._loaded.schedulers.get(data.scheduler, data.steps, 0, data.sigmas)
         self._loaded.check_sampling(data, scheduler)
+        if isinstance(data.sigmas, list):
+            self._plan.arguments["sigmas"] = ending_in_zero(scheduler, data.sigmas)
         self._seed = secrets.randbelow(INT_MAX) if data.seed_number is None else data.seed_number
         mix = lora.mix(data.loras, self._loaded, context)
         self._recipe = self._common_recipe(action)

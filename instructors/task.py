@@ -56,12 +56,8 @@ class Padding:
     fixed_rows: int | None = None
 
 
-class Context(Protocol):
-    """What the worker lends a task while it runs. Used on the device thread only."""
-
-    @property
-    def blobs(self) -> Sequence[Blob]:
-        """The request's attachments."""
+class Place(Protocol):
+    """Where tasks run, and what is loaded there. Used on the device thread only."""
 
     @property
     def device(self) -> str:
@@ -77,12 +73,6 @@ class Context(Protocol):
     @property
     def padding(self) -> Padding: ...
 
-    def quantum(self) -> None:
-        """Between two steps: tells the worker that the device lives. Raises Cancelled when the job was cancelled."""
-
-    def emit(self, event: EventName, data: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
-        """Send an event of the running job; best effort."""
-
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         """What stands under `key` in the device's memory, loaded now if it is not there; kept until the task ends.
 
@@ -91,6 +81,20 @@ class Context(Protocol):
 
     def part(self, key: str) -> Any:
         """A part that a resident has on the device; None where none has."""
+
+
+class Context(Place, Protocol):
+    """What the worker lends a task while it runs."""
+
+    @property
+    def blobs(self) -> Sequence[Blob]:
+        """The request's attachments."""
+
+    def quantum(self) -> None:
+        """Between two steps: tells the worker that the device lives. Raises Cancelled when the job was cancelled."""
+
+    def emit(self, event: EventName, data: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
+        """Send an event of the running job; best effort."""
 
 
 class Lane(Protocol):

@@ -14,7 +14,8 @@ import structlog
 
 from instructors import inference, registry
 from instructors.models import ModelFolder
-from instructors.task import Padding
+from instructors.task import Padding, Place
+from protocol.errors import ModelInvalid
 from protocol.messages import Capabilities, Hello
 from worker import hardware, logs
 from worker.delivery import Delivery, Outbox
@@ -42,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure(options.log_level, worker_id=worker_id)
     outbox = Outbox()
     place = _workplace(options, device, Delivery(outbox))
-    models = place.models.entries()
+    models, kept = place.models.entries(), place.models.kept()
+    log.debug("models", there=len(models), kept=kept)
     engine = Engine(place, warm_up=inference.warm_up if models else _nothing)
     hello = Hello(
         worker_id=worker_id,
@@ -95,7 +97,7 @@ def _residency(options: Options, device: hardware.Device) -> Residency:
     return Residency(budget, device.free_cached, device.device_id, aside)
 
 
-def _nothing() -> None:
+def _nothing(_: Place) -> None:
     """A worker without models needs no slow imports."""
 
 
@@ -118,7 +120,7 @@ if __name__ == "__main__":
     code = CRASHED
     try:
         code = main()
-    except (hardware.NoSuchDevice, BadEndpoint, registry.NoSuchModule) as error:
+    except (hardware.NoSuchDevice, BadEndpoint, registry.NoSuchModule, ModelInvalid) as error:
         print(error, file=sys.stderr)
         code = WRONG_USAGE
     except SystemExit as exit_:

@@ -11,7 +11,7 @@ from instructors.memory import is_out_of_memory
 from instructors.model_settings import ModelSettings
 from instructors.models import Model
 from instructors.pipelines.diffusion import LoadedModel
-from instructors.task import Context
+from instructors.task import Place
 from protocol.errors import AtelierError, ModelInvalid
 
 LAID_OUT = ("unet", "vae")  # components of convolutions, where the memory layout matters
@@ -30,15 +30,15 @@ class Part:
         self.module.to(device)
 
 
-def resident(model_id: str | None, context: Context) -> LoadedModel:
-    """The model of this name, loaded on the context's device. Raises what `ModelFolder.find` and `load` raise."""
-    model = context.models.find(model_id)
-    settings = context.models.settings(model.model_id)
+def resident(model_id: str | None, place: Place) -> LoadedModel:
+    """The model of this name, loaded on the place's device. Raises what `ModelFolder.find` and `load` raise."""
+    model = place.models.find(model_id)
+    settings = place.models.settings(model.model_id)
     key = f"{model.model_id} {model.content_hash} {settings}"  # changed files make another model
-    itemsize = dtype_for(context.device, model, settings).itemsize
-    missing = [name for name, key in _keys(model, settings, context.device).items() if context.part(key) is None]
+    itemsize = dtype_for(place.device, model, settings).itemsize
+    missing = [name for name, key in _keys(model, settings, place.device).items() if place.part(key) is None]
     nbytes = itemsize * sum(model.elements.get(name, 0) for name in missing)
-    return context.resident(key, nbytes, lambda: load(model, settings, context))
+    return place.resident(key, nbytes, lambda: load(model, settings, place))
 
 
 def dtype_for(device: str, model: Model, settings: ModelSettings) -> torch.dtype:
@@ -51,20 +51,20 @@ def dtype_for(device: str, model: Model, settings: ModelSettings) -> torch.dtype
     return torch.float16 if model.components.get("unet") else torch.bfloat16
 
 
-def load(model: Model, settings: ModelSettings, context: Context) -> LoadedModel:
+def load(model: Model, settings: ModelSettings, place: Place) -> LoadedModel:
     """Load a model, but for the components that another one has on the device. Raises ModelInvalid; running out of
     memory passes through."""
-    keys = _keys(model, settings, context.device)
-    shared = {name: part.module for name, key in keys.items() if (part := context.part(key)) is not None}
+    keys = _keys(model, settings, place.device)
+    shared = {name: part.module for name, key in keys.items() if (part := place.part(key)) is not None}
     try:
-        pipeline = _pipeline(model, dtype_for(context.device, model, settings), shared)
-        _apply(settings, pipeline, context.device, [name for name in keys if name not in shared])
+        pipeline = _pipeline(model, dtype_for(place.device, model, settings), shared)
+        _apply(settings, pipeline, place.device, [name for name in keys if name not in shared])
         parts = {}
         for name, key in keys.items():
             module = pipeline.components.get(name)
             if isinstance(module, torch.nn.Module):
-                parts[key] = context.part(key) or Part(module, _nbytes(module))
-        return LoadedModel(model, pipeline, parts, context.padding)
+                parts[key] = place.part(key) or Part(module, _nbytes(module))
+        return LoadedModel(model, pipeline, parts, place.padding)
     except AtelierError:
         raise
     except Exception as error:  # the libraries raise of every kind on files that do not fit together

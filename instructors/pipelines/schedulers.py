@@ -164,6 +164,13 @@ class SchedulerBank:
         self._steps_checked.add(key)
 
 
+def ending_in_zero(scheduler: Any, sigmas: list[float]) -> list[float]:
+    """One sigma a step, as this scheduler takes them: some want the 0 at the end said, others add it."""
+    trial = deepcopy(scheduler)
+    trial.set_timesteps(sigmas=sigmas)
+    return sigmas if len(trial.timesteps) == len(sigmas) else [*sigmas, 0.0]
+
+
 def _no_sigmas(problem: str) -> InvalidRequest:
     return InvalidRequest(problem, details={"fields": [{"field": "sigmas", "problem": problem}]})
 
@@ -178,7 +185,7 @@ def _rehearse(scheduler: Any, steps: int | list[float]) -> str | None:
         if isinstance(steps, int):
             scheduler.set_timesteps(steps)
         else:
-            scheduler.set_timesteps(sigmas=steps)
+            scheduler.set_timesteps(sigmas=ending_in_zero(scheduler, steps))
     except Exception as error:
         log.info("a scheduler refuses its steps", steps=steps, error=repr(error))
         return f"cannot do {words}"

@@ -68,8 +68,9 @@ def test_sigmas_of_ones_own(mine: Any, sampling_desk: Desk) -> None:
     root = sampling_desk.models.root
     assert root is not None
     sigmas = [14.0, 7.5, 3.0, 1.0, 0.2]
-    expected = stock(root, "sd", "EulerDiscreteScheduler", {}, sigmas=sigmas)
+    expected = stock(root, "sd", "EulerDiscreteScheduler", {}, sigmas=[*sigmas, 0.0])
     assert (mine("sd", scheduler="euler", sigmas=sigmas) == expected).all()
+    assert (mine("sd", scheduler="euler", sigmas=[12.0, *sigmas[1:]]) != expected).any()
 
 
 def test_eta_and_guidance_rescale(mine: Any, sampling_desk: Desk) -> None:

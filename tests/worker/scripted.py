@@ -97,7 +97,13 @@ class ScriptedOrchestrator:
         )
 
     def assign(
-        self, job_id: str, action: str, data: dict[str, Any], attempt: int = 1, attachments: Sequence[bytes] = ()
+        self,
+        job_id: str,
+        action: str,
+        data: dict[str, Any],
+        attempt: int = 1,
+        attachments: Sequence[bytes] = (),
+        priority: int = 4,
     ) -> None:
         self.send(
             "assign",
@@ -109,6 +115,7 @@ class ScriptedOrchestrator:
             tenant="default",
             request_id=f"request-{job_id}",
             fingerprint=b"f" * 32,
+            priority=priority,
         )
 
     def acknowledge_result(self, result: dict[str, Any]) -> None:

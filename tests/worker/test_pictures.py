@@ -1,12 +1,13 @@
 """`inference.text2img` through a real worker process, on the tiny random model."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from protocol import recipe as recipes
 from tests.worker.scripted import ScriptedOrchestrator, WorkerProcess
@@ -74,3 +75,61 @@ def test_cancel_within_a_step_and_on_with_the_next(painter: ScriptedOrchestrator
 def test_what_cannot_be_done(painter: ScriptedOrchestrator, data: dict[str, Any], code: str) -> None:
     result = painter.run("j", "inference.text2img", {"prompt": "a", "steps": 1, **data})
     assert result["error"]["code"] == code
+
+
+def test_jobs_share_steps_and_a_cancelled_one_leaves_its_neighbours(painter: ScriptedOrchestrator) -> None:
+    """A long job is at work; a short one joins and ends first; the long one is cancelled within a step."""
+    painter.assign("long", "inference.text2img", {"prompt": "a", "steps": 900, "seed": 1})
+    painter.expect("event", 60, job_id="long", event="progress")
+    painter.assign("short", "inference.text2img", {"prompt": "b", "steps": 5, "seed": 2})
+    painter.assign("third", "inference.text2img", {"prompt": "c", "steps": 900, "seed": 3, "scheduler": "euler"})
+    short = painter.expect("result", 60)
+    painter.acknowledge_result(short)
+    assert (short["job_id"], short["success"]) == ("short", True)
+    painter.expect("event", 60, job_id="third", event="progress")
+    painter.send("cancel", job_id="long", attempt=1)
+    cancelled = painter.expect("result", 20)
+    assert (cancelled["job_id"], cancelled["error"]["code"]) == ("long", "cancelled")
+    painter.acknowledge_result(cancelled)
+    last = [m for m in painter.seen if m["kind"] == "event" and m["job_id"] == "long"][-1]
+    assert last["data"]["step"] < 900
+    painter.expect("event", 60, job_id="third", event="progress")  # it goes on
+    painter.send("cancel", job_id="third", attempt=1)
+    painter.acknowledge_result(painter.expect("result", 20))
+    again = painter.run("again", "inference.text2img", {"prompt": "b", "steps": 5, "seed": 2})
+    alone, shared = (Image.open(io.BytesIO(result["frames"][0])).convert("RGB") for result in (again, short))
+    assert max(high for _, high in ImageChops.difference(alone, shared).getextrema()) <= 1
+
+
+def test_the_most_urgent_goes_first_between_two_steps(painter: ScriptedOrchestrator) -> None:
+    """Of another size, so that it cannot join the running batch: it takes the device until it is done."""
+    painter.assign("slow", "inference.text2img", {"prompt": "a", "steps": 900, "seed": 1})
+    painter.expect("event", 60, job_id="slow", event="progress")
+    painter.assign("urgent", "inference.text2img", {"prompt": "b", "steps": 30, "width": 32, "seed": 2}, priority=9)
+    painter.expect("event", 60, job_id="urgent", event="progress")
+    first = len(painter.seen)
+    urgent = painter.expect("result", 60)
+    assert (urgent["job_id"], urgent["success"]) == ("urgent", True)
+    painter.acknowledge_result(urgent)
+    between = [m for m in painter.seen[first:] if m["kind"] == "event" and m["job_id"] == "slow"]
+    assert between == []  # not one step of the other
+    painter.send("cancel", job_id="slow", attempt=1)
+    painter.acknowledge_result(painter.expect("result", 20))
+
+
+def test_a_model_that_is_to_be_kept_is_loaded_at_the_start(
+    tiny_root: Path, tmp_path: Path, orchestrator: ScriptedOrchestrator, start: Any
+) -> None:
+    shutil.copytree(tiny_root / "tiny", tmp_path / "tiny")
+    (tmp_path / "models.toml").write_text("[tiny]\nkeep = true\n")
+    start("--models", str(tmp_path))
+    orchestrator.welcome(60)
+    orchestrator.wait_for(lambda: orchestrator.seen[-1].get("resident_models") == ["tiny"], 60)
+    assert orchestrator.run("j", "inference.text2img", {"prompt": "a", "steps": 1})["load_ms"] == 0
+
+
+def test_wrong_model_settings_stop_the_worker_with_the_reason(tmp_path: Path, start: Any) -> None:
+    (tmp_path / "models.toml").write_text("[tiny]\nkepe = true\n")
+    worker = start("--models", str(tmp_path))
+    assert worker.wait() == 2
+    assert "did you mean keep?" in worker.log

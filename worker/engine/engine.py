@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import structlog
 
-from instructors.task import step_units
+from instructors.task import Place, step_units
 from protocol.enums import HeldState
 from protocol.limits import PRIORITY_MAX
 from worker.engine.planner import ALONE, Planner, Waiting, lane_of
 from worker.engine.running import Running
-from worker.engine.workplace import Workplace
+from worker.engine.workplace import WorkerPlace, Workplace
 from worker.jobs import Job
 
 IDLE_S = 2.0  # how often an idle device's free memory is measured
@@ -26,8 +26,8 @@ log = structlog.get_logger("worker.engine")
 class Engine(threading.Thread):
     """Runs until `stop`, or until the end of the mailbox after `finish`."""
 
-    def __init__(self, place: Workplace, warm_up: Callable[[], None]) -> None:
-        """`warm_up` imports what is slow to import; jobs that need none of it wait for it all the same."""
+    def __init__(self, place: Workplace, warm_up: Callable[[Place], None]) -> None:
+        """`warm_up` imports what is slow to import, and loads what is to stay loaded; all jobs wait for it."""
         super().__init__(name="device", daemon=True)
         self._place = place
         self._warm_up = warm_up
@@ -72,7 +72,7 @@ class Engine(threading.Thread):
     def run(self) -> None:
         try:
             with self._place.pulse.loading():
-                self._warm_up()
+                self._warm_up(WorkerPlace(self._place))
             self._place.pulse.ready()
             while not self.over:
                 self.turn()

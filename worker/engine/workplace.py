@@ -36,20 +36,13 @@ class Workplace:
     quantum_s: float
 
 
-class JobContext:
-    """`instructors.task.Context` for one job."""
+class WorkerPlace:
+    """`instructors.task.Place` of this process. What it loads stays until it is closed."""
 
-    __slots__ = ("_job", "_pins", "_place", "load_s")
-
-    def __init__(self, place: Workplace, job: Job) -> None:
+    def __init__(self, place: Workplace) -> None:
         self._place = place
-        self._job = job
         self._pins: list[str] = []
         self.load_s = 0.0
-
-    @property
-    def blobs(self) -> Sequence[Blob]:
-        return self._job.blobs
 
     @property
     def device(self) -> str:
@@ -66,15 +59,6 @@ class JobContext:
     @property
     def padding(self) -> Padding:
         return self._place.padding
-
-    def quantum(self) -> None:
-        self._place.pulse.beat()
-        if self._job.cancelled:
-            raise Cancelled
-
-    def emit(self, event: EventName, data: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
-        job_id, attempt = self._job.key
-        self._place.delivery.send(self._job, WorkerEvent(job_id=job_id, attempt=attempt, event=event, data=data), blobs)
 
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         residency = self._place.residency
@@ -95,3 +79,24 @@ class JobContext:
         for key in self._pins:
             self._place.residency.unpin(key)
         self._pins.clear()
+
+
+class JobContext(WorkerPlace):
+    """`instructors.task.Context` for one job."""
+
+    def __init__(self, place: Workplace, job: Job) -> None:
+        super().__init__(place)
+        self._job = job
+
+    @property
+    def blobs(self) -> Sequence[Blob]:
+        return self._job.blobs
+
+    def quantum(self) -> None:
+        self._place.pulse.beat()
+        if self._job.cancelled:
+            raise Cancelled
+
+    def emit(self, event: EventName, data: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
+        job_id, attempt = self._job.key
+        self._place.delivery.send(self._job, WorkerEvent(job_id=job_id, attempt=attempt, event=event, data=data), blobs)
