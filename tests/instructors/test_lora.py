@@ -208,6 +208,14 @@ def test_a_caches_key_tells_mixes_apart_where_they_differ(mixes: list[Mix]) -> N
     assert mix_key("text_encoder", ((c, 1.0),)) == ()
 
 
+def test_an_adapter_at_scale_0_costs_nothing(base: LoraBase, mixes: list[Mix], pipeline: Any) -> None:
+    ((a, _),), *_ = mixes
+    with base.rows("unet", [((a, 0.0),)] * 8):
+        assert "forward" not in vars(pipeline.unet.conv_in)
+    with base.rows("unet", [((a, 0.0),), ((a, 0.1),)]):
+        assert "forward" in vars(pipeline.unet.conv_in)
+
+
 class Wide(nn.Module):
     """Layers of a width at which the number of rows decides how sums are rounded; tiny models hide that."""
 
