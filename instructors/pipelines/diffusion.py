@@ -64,7 +64,7 @@ class LoadedModel:
     @property
     def default_size(self) -> tuple[int, int] | None:
         """(width, height) in pixels; None where the family tells it only by making a picture."""
-        size = getattr(self._pipeline, "default_sample_size", None)
+        size = getattr(self._pipeline, "default_sample_size", None) or self._unet_config.get("sample_size")
         if not isinstance(size, int):
             return None
         return size * self.scale_factor, size * self.scale_factor
@@ -85,8 +85,11 @@ class LoadedModel:
     @property
     def _wants_masks(self) -> bool:
         """Whether the UNet sees latents, mask and the latents of the masked picture."""
-        config = getattr(getattr(self._pipeline, "unet", None), "config", {})
-        return bool(config.get("in_channels") == INPAINTING_CHANNELS)
+        return bool(self._unet_config.get("in_channels") == INPAINTING_CHANNELS)
+
+    @property
+    def _unet_config(self) -> Any:
+        return getattr(getattr(self._pipeline, "unet", None), "config", {})
 
     def pipeline(self, kind: "Kind") -> Any:
         """The family's pipeline for this kind of work, with the same components. Raises InvalidRequest."""

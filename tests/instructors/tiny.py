@@ -11,7 +11,9 @@ def build(folder: Path, family: str = "sd", **options: Any) -> Path:
     import torch
 
     torch.manual_seed(0)
-    pipeline = {"sd": _sd, "sdxl": _sdxl, "sd3": _sd3}[family]()
+    pipeline = {"sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "sd_inpaint": _sd_inpaint, "sdxl_inpaint": _sdxl_inpaint}[
+        family
+    ]()
     pipeline.save_pretrained(folder, safe_serialization=True, **options)
     return folder
 
@@ -44,14 +46,23 @@ def _sdxl() -> Any:
         text_encoder_2=_text_encoder(CLIPTextModelWithProjection),
         tokenizer=_tokenizer(),
         tokenizer_2=_tokenizer(),
-        unet=_unet(
-            cross_attention_dim=64,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=32 + 6 * 8,
-        ),
+        unet=_sdxl_unet(),
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"),
     )
+
+
+def _sd_inpaint() -> Any:
+    """Made for inpainting: nine channels."""
+    from diffusers import StableDiffusionInpaintPipeline
+
+    parts = {**_sd().components, "unet": _unet(cross_attention_dim=32, in_channels=9)}
+    return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+
+
+def _sdxl_inpaint() -> Any:
+    from diffusers import StableDiffusionXLInpaintPipeline
+
+    return StableDiffusionXLInpaintPipeline(**{**_sdxl().components, "unet": _sdxl_unet(in_channels=9)})
 
 
 def _sd3() -> Any:
@@ -98,6 +109,16 @@ def _text_encoder(kind: Any) -> Any:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
+    )
+
+
+def _sdxl_unet(**options: Any) -> Any:
+    return _unet(
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        **options,
     )
 
 
