@@ -262,6 +262,7 @@ class Effects:
             "request_id": job.request_id,
             "fingerprint": job.fingerprint,
             "durable": job.durable,
+            "priority": job.priority,
             "exclusive": job.requirement.exclusive,
             "traceparent": job.traceparent,
             "attachments": payload.attachments,

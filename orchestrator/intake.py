@@ -6,27 +6,41 @@ written by the artifact thread before the core sees the job.
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import events as e
 from orchestrator.core.model import NO_EVENTS, Job
 from orchestrator.payload import Payload, cost_of, requirement_of
 from orchestrator.ports import Connection
-from orchestrator.store import queries
+from orchestrator.store import ArtifactRow, queries
 from orchestrator.store.writer import Completion
 from orchestrator.stored import disk_error, send_result
 from protocol.codec import Buffer, fingerprint
-from protocol.errors import InvalidRequest, QueueFull, RequestConflict, Unavailable
+from protocol.errors import (
+    AtelierError,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    QueueFull,
+    RequestConflict,
+    Unavailable,
+)
 from protocol.ids import new_id
 from protocol.limits import ARTIFACT_INLINE_BYTES, PRIORITY_DEFAULT
 from protocol.messages import Request
 from protocol.schemas import Action, nearest
-from protocol.schemas.base import validate
-from protocol.schemas.inference import scheduler_key
+from protocol.schemas.artifact import ArtifactRef
+from protocol.schemas.base import ActionData, validate, with_defaults
+from protocol.schemas.controlnet import Preprocess
+from protocol.schemas.inference import PictureData, scheduler_key
+from protocol.schemas.values import check_references, image_refs, put_at
 
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
+PICTURED = (PictureData, Preprocess)  # data that may name pictures
 REMEMBERED_MAX = 1_000_000  # requests of durable jobs
 UNSAVED_MAX = 20_000  # groups of rows on their way to the disk, before durable jobs are refused
 
@@ -40,7 +54,7 @@ class Intake:
     def submit(self, connection: Connection, tenant: str, request: Request, action: Action, frames: list[Any]) -> None:
         """Take in one request for work. Raises AtelierError where it is refused."""
         data, priority = self._with_defaults(tenant, request, action)
-        validate(action.data, data)
+        model = validate(action.data, data)
         self._check_scheduler(data)
         attachments = [entry.to_wire() for entry in request.attachments]
         need = requirement_of(action.name, data, request.worker_id, request.device_id)
@@ -54,14 +68,66 @@ class Intake:
         if job.durable and self._broker.store.queued_writes > UNSAVED_MAX:
             raise Unavailable("The disk is behind with accepted jobs.", retry_after_ms=1000)
         events = NO_EVENTS if connection.is_req else frozenset(request.events)
-        self._identify(e.Submit(job, connection, events, not connection.is_req), request)
+        event = e.Submit(job, connection, events, not connection.is_req)
+        stored = self._stored_pictures(model, request) if isinstance(model, PICTURED) else {}
+        if stored:
+            self._fetch_pictures(event, request, stored)
+        else:
+            self._identify(event, request)
+
+    def _stored_pictures(self, model: ActionData, request: Request) -> dict[str, str]:
+        """The artifacts that the data names in place of attachments: path in the data -> artifact_id."""
+        check_references(model, len(request.attachments))
+        return {path: ref.artifact_id for path, ref in image_refs(model) if isinstance(ref, ArtifactRef)}
+
+    def _fetch_pictures(self, event: e.Submit, request: Request, stored: dict[str, str]) -> None:
+        """Put the artifacts beside the request's attachments, as the worker wants them, and go on."""
+        connection, job = event.connection, event.job
+        artifact_ids = list(dict.fromkeys(stored.values()))
+        broker = self._broker
+
+        def fetched(rows: list[ArtifactRow], completion: Completion) -> None:
+            self.let_go(sum(row.nbytes for row in rows))
+            try:
+                if completion.error is not None:
+                    raise disk_error(completion.error)
+                _attach(job, stored, rows, completion.value)
+                self._identify(event, request)
+            except AtelierError as error:
+                broker.reject(connection, job.request_id, error)
+
+        def found(completion: Completion) -> None:
+            try:
+                if completion.error is not None:
+                    raise disk_error(completion.error)
+                rows = self._check_stored(artifact_ids, completion.value, job)
+                self.hold(sum(row.nbytes for row in rows))
+                broker.artifacts.get(artifact_ids, broker.expect(partial(fetched, rows)))
+            except AtelierError as error:
+                broker.reject(connection, job.request_id, error)
+
+        queried = [queries.artifact_by_id(job.tenant, artifact_id) for artifact_id in artifact_ids]
+        broker.store.read(lambda connection: [query(connection) for query in queried], broker.expect(found))
+
+    def _check_stored(self, artifact_ids: list[str], rows: list[ArtifactRow | None], job: Job) -> list[ArtifactRow]:
+        there = [row for row in rows if row is not None]
+        if len(there) < len(artifact_ids):
+            raise NotFound("There is no artifact of an id that the data names; it may have been cleaned.")
+        limits = self._broker.limits
+        if len(there) + len(job.payload.attachments) > limits.attachments_max:
+            raise PayloadTooLarge(f"A request may have {limits.attachments_max} attachments and artifacts.")
+        if sum(row.nbytes for row in there) + job.payload_nbytes > limits.attachment_bytes_max:
+            raise PayloadTooLarge(
+                f"A request may have {limits.attachment_bytes_max} bytes of attachments and artifacts."
+            )
+        return there
 
     def _with_defaults(self, tenant: str, request: Request, action: Action) -> tuple[dict[str, Any], int]:
         """The request's data with the session's defaults and the default model, and its priority."""
         data, fields = request.data, action.data.__pydantic_fields__
         session = self._broker.core.session(tenant, request.session_id) if request.session_id else None
         if session is not None and session.defaults:
-            data = {**{key: value for key, value in session.defaults.items() if key in fields}, **data}
+            data = with_defaults(action.data, data, session.defaults)
         if "model_id" in fields and data.get("model_id") is None:
             default_model_id = self._broker.default_model_id()
             if default_model_id is not None:
@@ -121,7 +187,10 @@ class Intake:
     def _hand_over(self, event: e.Submit, request: Request, digests: Sequence[bytes]) -> None:
         job, payload = event.job, event.job.payload
         payload.digests = digests
-        job.fingerprint = fingerprint(request.action, request.session_id, request.data, payload.attachments, digests)
+        own = len(request.attachments)  # what artifacts were added is told by their ids in the data
+        job.fingerprint = fingerprint(
+            request.action, request.session_id, request.data, payload.attachments[:own], digests[:own]
+        )
         if not job.durable and job.key in self._on_disk and job.key not in self._broker.core.jobs_by_request:
             self._answer_from_disk(event)
         else:
@@ -164,3 +233,17 @@ class Intake:
                 send_result(self._broker, connection, request_id, record)
 
         self._broker.store.read(queries.job_by_request(job.tenant, request_id), self._broker.expect(found))
+
+
+def _attach(job: Job, stored: dict[str, str], rows: list[ArtifactRow], frames: list[bytes]) -> None:
+    """Let the job's data name attachments in place of artifacts."""
+    payload: Payload = job.payload
+    first = len(payload.attachments)
+    places = {row.artifact_id: first + index for index, row in enumerate(rows)}
+    payload.data = deepcopy(payload.data)
+    for path, artifact_id in stored.items():
+        put_at(payload.data, path, {"attachment": places[artifact_id]})
+    added = [{"media_type": row.media_type, "nbytes": row.nbytes} for row in rows]
+    payload.attachments = [*payload.attachments, *added]
+    payload.frames = [*(payload.frames or ()), *frames]
+    job.payload_nbytes += sum(row.nbytes for row in rows)

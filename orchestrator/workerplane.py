@@ -130,10 +130,10 @@ def _error(code: ErrorCode, error: dict[str, Any]) -> dict[str, Any]:
 
 
 def _progress(data: dict[str, Any]) -> float | None:
-    """0 to 1 over all the job's pictures; None where the worker did not say."""
-    step, steps, image, images = (data.get(key) for key in ("step", "steps", "image", "images"))
-    if not isinstance(step, int) or not isinstance(steps, int) or steps < 1:
-        return None
-    done = image if isinstance(image, int) else 0
-    total = images if isinstance(images, int) and images > 0 else 1
-    return max(0.0, min(1.0, (done + step / steps) / total))
+    """0 to 1 over all of the job; None where the worker did not say."""
+    progress, step, steps = (data.get(key) for key in ("progress", "step", "steps"))
+    if isinstance(progress, int | float) and 0 <= progress <= 1:
+        return float(progress)
+    if isinstance(step, int) and isinstance(steps, int) and steps > 0:
+        return max(0.0, min(1.0, step / steps))
+    return None

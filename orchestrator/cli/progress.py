@@ -60,9 +60,9 @@ class Display:
         eta_ms = event.data.get("eta_ms")
         which = f"picture {image + 1}/{images}, " if images > 1 else ""
         left = "" if eta_ms is None else f", {clock(eta_ms / 1000)} left"
-        done = image * steps + step
+        done = float(event.data.get("progress", step / steps if steps else 0))
         state = f"{which}step {step}/{steps}{left}"
-        self._progress.update(self._task, completed=done, total=images * steps, state=state)
+        self._progress.update(self._task, completed=done, total=1.0, state=state)
 
     def _with_picture(self, picture: "PillowImage") -> RenderableType:
         return Group(half_blocks(picture), self._progress)
