@@ -184,8 +184,9 @@ class House:
         return self.orchestrator
 
     def start_worker(self, name: str, *arguments: str) -> Worker:
+        """With one slot unless `arguments` say otherwise: jobs wait in the queue, where most tests want them."""
         command = [sys.executable, "-m", "worker", "--connect", self.worker_endpoint, "--device", "cpu"]
-        command += ["--name", name, "--instructors", "tests.e2e.actions", "--death-pipe", *arguments]
+        command += ["--name", name, "--slots", "1", "--instructors", "tests.e2e.actions", "--death-pipe", *arguments]
         worker = Worker(name, command, self.folder / f"{name}.log", self.environment())
         self.workers.append(worker)
         return worker
