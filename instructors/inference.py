@@ -85,7 +85,12 @@ def given(**arguments: Any) -> dict[str, Any]:
 
 log = structlog.get_logger("instructors.inference")
 
-PLANS: dict[str, MakePlan] = {"inference.text2img": text2img, "inference.img2img": img2img}
+PLANS: dict[str, MakePlan] = {
+    "inference.text2img": text2img,
+    "inference.img2img": img2img,
+    "inference.lora": text2img,
+    "inference.controlnet": text2img,
+}
 
 
 def register(registry: Registry) -> None:

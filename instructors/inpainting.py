@@ -34,7 +34,10 @@ def inpainting(data: InpaintingData, loaded: "LoadedModel", context: Context) ->
     pictures = {"image": masks.seen(image, size, region), "mask_image": seen}
     sizes = {"width": width, "height": height}
     arguments = {**common_arguments(data), **pictures, **sizes, "strength": data.strength}
-    return Plan("inpainting", arguments, partial(masks.paste_back, image, mask=mask, region=region))
+    plan = Plan("inpainting", arguments, partial(masks.paste_back, image, mask=mask, region=region))
+    if region is not None:
+        plan.frame = lambda control: masks.seen(images.resized(control, image.size), size, region)
+    return plan
 
 
 def working_size(data: InpaintingData, image: "Image", loaded: "LoadedModel") -> tuple[int, int]:

@@ -125,7 +125,7 @@ class ModelFolder:
             raise ModelInvalid("A model is a folder in diffusers layout; this is a single file.")
         index = _read_index(path)
         components = _check_index(index)
-        digest, hashes, elements = self._inspect(path)
+        digest, hashes, elements = self.inspect(path)
         return Model(model_id, path, _family(index["_class_name"]), components, elements, hashes, digest)
 
     def _contained(self, model_id: str) -> Path:
@@ -146,7 +146,7 @@ class ModelFolder:
             details["nearest"] = nearest(model_id, known)
         return ModelNotFound(message, details=details)
 
-    def _inspect(self, path: Path) -> tuple[str, dict[str, str], dict[str, int]]:
+    def inspect(self, path: Path) -> tuple[str, dict[str, str], dict[str, int]]:
         """The content hash of what is loaded, that of each component, and how many numbers each component's weights
         hold. May raise as `find` does."""
         whole, parts, elements = hashlib.sha256(), defaultdict[str, Any](hashlib.sha256), defaultdict[str, int](int)

@@ -6,13 +6,13 @@ What an action means stands in its `Plan` (instructors.inference and its neighbo
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from instructors import images, lora
+from instructors import controlnet, images, lora
 from instructors.pipelines.schedulers import ending_in_zero
 from instructors.task import Blob, Context, Result, SharedTask
 from protocol import recipe as recipes
@@ -25,6 +25,7 @@ from protocol.schemas.inference import SEED_MAX, PictureData
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from instructors.pipelines.controlnet import LoadedControlNet
     from instructors.pipelines.diffusion import LoadedModel
 
 IMAGE_PIXELS_MAX = 4096 * 4096
@@ -41,6 +42,8 @@ class Plan:
     kind: Kind
     arguments: dict[str, Any]
     finish: "Callable[[Image], Image]" = lambda image: image  # what is done to a picture after its decode
+    frame: "Callable[[Image], Image]" = lambda image: image  # the part of a control picture that the model works on
+    controlnets: "Sequence[LoadedControlNet]" = ()
     recipe: dict[str, Any] = field(default_factory=dict)  # what the action adds to it
 
 
@@ -59,6 +62,7 @@ class Pictures(SharedTask):
         check_pixels(data.width or 8, data.height or 8, data.num_images)
         self._loaded = loading.resident(data.model_id, context)
         self._plan = make_plan(data, self._loaded, context)
+        self._controls = controlnet.follow(data, self._plan, self._loaded, context)
         self._loaded.check(self._plan)
         self._scheduler, scheduler = self._loaded.schedulers.get(data.scheduler, data.steps, 0, data.sigmas)
         self._loaded.check_sampling(data, scheduler)
@@ -69,6 +73,8 @@ class Pictures(SharedTask):
         self._recipe = self._common_recipe(action)
         if mix:
             self._recipe["lora_hashes"] = [adapter.content_hash for adapter, _ in mix]
+        if self._controls:
+            self._recipe["controlnet_hashes"] = [control.net.content_hash for control in self._controls]
         recipes.check_size(self._recipe, data.output.format)
         if len(recipes.dumps(self._recipe)) * data.num_images > JOB_RECIPE_BYTES_MAX:
             raise PayloadTooLarge("The prompts are too long for so many pictures in one job.")
@@ -79,7 +85,11 @@ class Pictures(SharedTask):
         self.units = [Stream(partial(self._paint, index), mix) for index in range(data.num_images)]
 
     def result(self) -> Result:
-        return Result({"images": list(self._images)}, [blob for blob in self._blobs if blob is not None])
+        made = [blob for blob in self._blobs if blob is not None]
+        data: dict[str, Any] = {"images": list(self._images)}
+        if self._controls:
+            data["controlnet_images"] = [c.to_wire(len(made) + index) for index, c in enumerate(self._controls)]
+        return Result(data, [*made, *(control.blob() for control in self._controls)])
 
     def save(self) -> bytes | None:
         """The seed and the finished pictures; those at work are begun again."""

@@ -8,6 +8,7 @@ from instructors.task import Context, Task
 from protocol.errors import UnknownAction
 from protocol.schemas.base import Action, nearest, validate
 
+BUILT_IN = tuple(f"instructors.{name}" for name in ("system", "inference", "inpainting", "lora", "controlnet"))
 MakeTask = Callable[[Any, Context], Task]  # (data as the action's schema, context)
 
 
@@ -53,7 +54,7 @@ def load(modules: list[str]) -> Registry:
     Raises NoSuchModule.
     """
     registry = Registry()
-    for name in ["instructors.system", "instructors.inference", "instructors.inpainting", *modules]:
+    for name in [*BUILT_IN, *modules]:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -2,7 +2,7 @@
 
 import inspect
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from math import lcm
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,11 @@ from instructors.pipelines.schedulers import SchedulerBank
 from instructors.pipelines.sharing import share
 from instructors.task import Padding
 from protocol.errors import InvalidRequest, ModelInvalid
+from protocol.schemas.inference import ChangeData
 
 if TYPE_CHECKING:
     from instructors.pictures import Kind, Plan
+    from instructors.pipelines.controlnet import LoadedControlNet
     from protocol.schemas.inference import PictureData
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
@@ -91,10 +93,16 @@ class LoadedModel:
     def _unet_config(self) -> Any:
         return getattr(getattr(self._pipeline, "unet", None), "config", {})
 
-    def pipeline(self, kind: "Kind") -> Any:
+    def component(self, name: str) -> Any:
+        """The pipeline's component of this name; None where it has none."""
+        return self._pipeline.components.get(name)
+
+    def pipeline(self, kind: "Kind", controlnets: Sequence["LoadedControlNet"] = ()) -> Any:
         """The family's pipeline for this kind of work, with the same components. Raises InvalidRequest."""
         if self._wants_masks and kind != "inpainting":
             raise InvalidRequest(f"This model is made for inpainting alone: it cannot do {kind}.")
+        if controlnets:
+            return self._with_controlnets(kind, controlnets)
         found = self._pipelines.get(kind)
         if found is None:
             try:
@@ -105,20 +113,38 @@ class LoadedModel:
             self._pipelines[kind] = found
         return found
 
-    def takes(self, kind: "Kind", name: str) -> bool:
+    def _with_controlnets(self, kind: "Kind", controlnets: Sequence["LoadedControlNet"]) -> Any:
+        """Made anew each time, in a millisecond: one that was kept would keep ControlNets that were evicted."""
+        nets = [net.module for net in controlnets]
+        try:
+            if any(net.is_union for net in controlnets):
+                found = _with_union(self.pipeline(kind), nets)
+            else:
+                found = AUTO[kind].from_pipe(self._pipeline, controlnet=nets if len(nets) > 1 else nets[0])
+        except ValueError:
+            family = self.model.family
+            raise InvalidRequest(f"Models of the family {family} cannot do {kind} with ControlNets.") from None
+        found.set_progress_bar_config(disable=True)
+        return found
+
+    def takes(self, kind: "Kind", name: str, controlnets: Sequence["LoadedControlNet"] = ()) -> bool:
         """Whether the pipeline for this kind of work has an argument of this name. Raises as `pipeline`."""
-        return name in inspect.signature(self.pipeline(kind).__call__).parameters
+        return name in inspect.signature(self.pipeline(kind, controlnets).__call__).parameters
 
     def check(self, plan: "Plan") -> None:
         """Raise InvalidRequest for what this family has no use for."""
         for name in plan.arguments:
-            if not self.takes(plan.kind, name):
-                raise InvalidRequest(f"Models of the family {self.model.family} take no {name}.")
+            if not self.takes(plan.kind, name, plan.controlnets):
+                company = " with ControlNets" if plan.controlnets else ""
+                raise InvalidRequest(f"Models of the family {self.model.family} take no {name}{company}.")
 
     def check_sampling(self, data: "PictureData", scheduler: Any) -> None:
-        """Raise InvalidRequest for what would have no effect."""
+        """Raise InvalidRequest for what would have no effect, or cannot be done."""
+        name = type(scheduler).__name__
+        if isinstance(data, ChangeData) and not (hasattr(scheduler, "add_noise") or hasattr(scheduler, "scale_noise")):
+            raise InvalidRequest(f"The scheduler {name} cannot begin with a picture; most others can.")
         if data.eta and "eta" not in inspect.signature(scheduler.step).parameters:
-            raise InvalidRequest(f"The scheduler {type(scheduler).__name__} takes no eta; ddim does.")
+            raise InvalidRequest(f"The scheduler {name} takes no eta; ddim does.")
         if data.guidance_end < 1 and not self.shared:
             raise InvalidRequest(f"Models of the family {self.model.family} take no guidance_end.")
 
@@ -127,7 +153,7 @@ class LoadedModel:
     ) -> Image.Image:
         """One picture. `on_step` is called after each denoising step; what it raises ends the picture at once.
         Guidance stops after the share `guidance_end` of the steps."""
-        view = copy(self.pipeline(plan.kind))  # the weights are shared, the scheduler is not
+        view = copy(self.pipeline(plan.kind, plan.controlnets))  # the weights are shared, the scheduler is not
         view.scheduler = scheduler
         if self.shared:
             view.upcast_vae = _nothing  # the shared decoder sees to it, for all that it decodes together
@@ -190,6 +216,20 @@ class LoadedModel:
         latents = latents.to(vae.dtype) / scaling_factor + (getattr(vae.config, "shift_factor", 0) or 0)
         decoded = type(vae).decode(vae, latents, return_dict=False)[0][0].float().nan_to_num()
         return decoded.mul(127.5).add(127.5).clamp(0, 255).byte().permute(1, 2, 0).cpu()
+
+
+def _with_union(pipeline: Any, nets: list[Any]) -> Any:
+    """The same pipeline for a ControlNet-Union, which takes several control pictures itself. Raises InvalidRequest."""
+    if any(net is not nets[0] for net in nets):
+        raise InvalidRequest("A ControlNet-Union works alone: give it all control pictures, or leave it out.")
+    name = type(pipeline).__name__.replace("StableDiffusionXL", "StableDiffusionXLControlNetUnion")
+    union = getattr(diffusers, name, None)
+    if union is None or "Union" not in name:
+        raise ValueError(name)
+    components = {
+        key: value for key, value in pipeline.components.items() if key in inspect.signature(union).parameters
+    }
+    return union(**components, controlnet=nets[0])
 
 
 def _without_guidance(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class ControlNetUse(ActionData):
     conditioning_scale: Annotated[float, Field(ge=0, le=2)] = 1.0  # how closely to follow it
     control_guidance_start: Share = 0.0  # share of the steps after which it begins
     control_guidance_end: Share = 1.0  # share of the steps after which it ends; above the start
-    guess_mode: bool = False  # let it work where the prompt says little, and not on the negative side
+    guess_mode: bool = False  # work where the prompt says little, not on the negative side; one for all ControlNets
 
     @model_validator(mode="after")
     def _begins_before_it_ends(self) -> Self:
@@ -52,7 +52,7 @@ class ControlNetInfo(ResultData):
     """A ControlNet of the worker that answers."""
 
     controlnet_id: str
-    family: str | None = None  # of the models it suits: sd, sdxl; null: not known
+    family: str | None = None  # of the models it suits: sd, sdxl, sd3, flux; null: not known
     nbytes: int  # of its files
     loaded: bool = False  # it is in the device's memory
     problem: str | None = None  # why it cannot be used; null: it can
