@@ -86,6 +86,8 @@ def follow(data: PictureData, plan: "Plan", loaded: "LoadedModel", context: Cont
     """
     if not data.controlnets:
         return []
+    if len({use.guess_mode for use in data.controlnets}) > 1:  # the stock pipelines have one for all
+        raise images.invalid(FIELD, "guess_mode must be the same for all of them")
     plan.controlnets = nets = [load(use.controlnet_id, loaded, context) for use in data.controlnets]
     size = _size(plan)
     controls = []
@@ -141,7 +143,7 @@ def _size(plan: "Plan") -> tuple[int, int]:
 def _arguments(
     uses: Sequence[ControlNetUse], controls: Sequence[Control], plan: "Plan", loaded: "LoadedModel"
 ) -> dict[str, Any]:
-    """What the stock pipeline takes: a list of each, but for a single ControlNet. It has one guess mode for all."""
+    """What the stock pipeline takes: a list of each, but for a single ControlNet."""
     own = "control_image" if loaded.takes(plan.kind, "control_image", plan.controlnets) else "image"
     arguments: dict[str, list[Any]] = {
         own: [control.image for control in controls],

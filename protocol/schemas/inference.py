@@ -84,13 +84,6 @@ class PictureData(ActionData):
             raise ValueError("a LoRA stands in the list once; add up its scales")
         return loras
 
-    @field_validator("controlnets")
-    @classmethod
-    def _one_guess_mode(cls, controlnets: list[ControlNetUse]) -> list[ControlNetUse]:
-        if len({use.guess_mode for use in controlnets}) > 1:
-            raise ValueError("guess_mode must be the same for all of them")
-        return controlnets
-
     @field_validator("sigmas")
     @classmethod
     def _one_falling_sigma_a_step(cls, sigmas: str | list[float] | None, info: ValidationInfo) -> Any:
