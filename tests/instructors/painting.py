@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops
 
+from instructors.pipelines.streams import BEGINNING, Stream
 from instructors.registry import Registry
 from instructors.task import Blob, Result, step_units
 from tests.instructors.conftest import Desk, files
@@ -39,7 +40,7 @@ def open_image(raw: bytes) -> Image.Image:
 
 def difference(one: Image.Image, other: Image.Image) -> int:
     """The largest of any channel of any pixel."""
-    return max(high for _, high in ImageChops.difference(one, other).getextrema())  # type: ignore[misc]
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
 def make(registry: Registry, desk: Desk, action: str, pictures: Sequence[Image.Image | bytes], **data: Any) -> Any:
@@ -47,7 +48,7 @@ def make(registry: Registry, desk: Desk, action: str, pictures: Sequence[Image.I
     raws = [file(picture) if isinstance(picture, Image.Image) else picture for picture in pictures]
     desk.blobs = [Blob("image/png", raw) for raw in raws]
     names = ("image", "mask_image")[: len(raws)]
-    refs = {name: {"attachment": index} for index, name in enumerate(names)}
+    refs: dict[str, Any] = {name: {"attachment": index} for index, name in enumerate(names)}
     return registry.make_task(
         f"inference.{action}", {"prompt": "a red circle", "steps": 3, "seed": 1, **refs, **data}, desk
     )
@@ -68,22 +69,25 @@ def paint(registry: Registry, desk: Desk, action: str, pictures: Any, **data: An
     return open_image(files(run(registry, desk, action, pictures, **data))[0])
 
 
-def together(tasks: Sequence[Any]) -> list[Image.Image]:
-    """The pictures of tasks that share their quanta, lane by lane, as the engine does."""
-    units = [unit for task in tasks for unit in task.units]
+def together(tasks: Sequence[Any]) -> tuple[list[Image.Image], int]:
+    """The pictures of tasks that share their quanta, the fullest lane first, once all have begun; and how often three
+    kinds of work stood in one lane."""
+    units = {unit: task for task in tasks for unit in task.units}
+    mixed = 0
     while waiting := [unit for unit in units if not unit.done]:
-        fullest = max(waiting, key=lambda unit: sum(other.lane is unit.lane for other in waiting))
-        step_units([unit for unit in waiting if unit is fullest or (unit.lane and unit.lane is fullest.lane)])
+        lanes = [unit.lane for unit in waiting]
+        lane = BEGINNING if BEGINNING in lanes else max(lanes, key=lanes.count)
+        chosen = [unit for unit in waiting if unit.lane is lane]
+        mixed += lane is not BEGINNING and len({units[unit]._plan.kind for unit in chosen}) == 3
+        step_units(chosen)
     for unit in units:
         if unit.error is not None:
             raise unit.error
-    return [open_image(raw) for task in tasks for raw in files(task.result())]
+    return [open_image(raw) for task in tasks for raw in files(task.result())], mixed
 
 
 def unpasted(registry: Registry, desk: Desk, action: str, pictures: Any, output_type: str = "np", **data: Any) -> Any:
     """What the pipeline makes within a task, before the task does anything to it; with "np" as floats."""
-    from instructors.pipelines.streams import Stream
-
     task = make(registry, desk, action, pictures, **data)
     task._plan.arguments["output_type"] = output_type
     _, scheduler = task._loaded.schedulers.get(task._scheduler, task._data.steps, task._seed)

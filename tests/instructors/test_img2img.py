@@ -130,6 +130,7 @@ def test_bytes_in_the_request_are_a_picture(change: Any) -> None:
         ({"strength": 0.3}, "less than one"),
         ({"strength": 1.1}, "strength"),
         ({"denoising_strength": 0.1}, "less than one"),
+        ({"scheduler": "IPNDMScheduler"}, "cannot begin with a picture"),
         ({"width": 32}, "both width and height"),
         ({"width": 12, "height": 16}, "multiple of 8"),
         ({"image": {"attachment": 1}}, "no attachment 1"),

@@ -211,6 +211,7 @@ def test_a_model_made_for_inpainting_does_nothing_else(registry: Any, desk: Desk
         (box(32, 32, (9, 9, 10, 10)), {}, "mask_blur of 4; lower it"),
         (box(32, 32, (9, 9, 10, 10)), {"mask_blur": 0}, "too small for the model"),
         (box(), {"strength": 0.1}, "strength: 0.1 of 3 steps is less than one"),
+        (box(), {"scheduler": "DDIMInverseScheduler"}, "cannot begin with a picture"),
         (box(), {"mask_image": None}, "mask_image: is missing"),
         (box(), {"mask_image": {"attachment": 9}}, "mask_image: there is no attachment 9"),
         (box(), {"width": 12, "height": 12}, "multiple of 8"),
