@@ -206,6 +206,7 @@ class Session:
         job = Job(assign, blobs)
         if self._leaving is Leaving.NO and self._held.admit(job):
             self._engine.assign(job)
+            self._make_room()  # an older attempt's result may have given way
         else:  # not in the next heartbeat's list, unless held: the orchestrator sees what became of it
             log.info("assignment ignored", job_id=assign.job_id, attempt=assign.attempt)
 

@@ -123,11 +123,10 @@ class Engine(threading.Thread):
     def _begin_jobs(self) -> None:
         while (self._sharing or self._plain) and not self._stopping:
             if not self.room.is_set():
-                if self._running:
-                    return
-                self._place.pulse.idle()
-                self.room.wait()
-                continue
+                if not self._running:
+                    self._place.pulse.idle()
+                    self.room.wait(IDLE_S)
+                return
             pending = self._next()
             if pending is None:
                 return

@@ -1,0 +1,509 @@
+"""The worker's own state machine: mailbox, begun jobs, held results. Real but for the work and the wire (fakes.py)."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from protocol.enums import HeldState
+from protocol.errors import InvalidRequest
+from protocol.limits import PRIORITY_MAX
+from protocol.messages import Cancel, Drain, ResultAck
+from tests.worker.fakes import FakeClock, FakeLane, FakePlain, Fakes, FakeShared, Work
+from worker import jobs
+from worker.engine import engine, running
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    for module in (engine, running):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(engine, "IDLE_S", 0.0)  # nothing comes while a test's turn waits
+    return clock
+
+
+@pytest.fixture
+def fakes(clock: FakeClock) -> Fakes:
+    return Fakes(clock)
+
+
+def pictures(*paths: list[FakeLane | None], rows: int = 1, **more: object) -> Work:
+    return Work([(rows, path) for path in paths], **more)  # type: ignore[arg-type]
+
+
+def plain(quanta: int = 1, **more: object) -> Work:
+    return Work([(1, [None] * quanta)], shared=False, **more)  # type: ignore[arg-type]
+
+
+def cancel(fakes: Fakes, job_id: str) -> None:
+    fakes.hear(Cancel(job_id=job_id, attempt=1))
+
+
+# Sharing
+
+
+def test_requests_share_their_quanta_and_each_ends_for_itself(fakes: Fakes, clock: FakeClock) -> None:
+    steps, decode = FakeLane(clock), FakeLane(clock)
+    for number, length in enumerate((5, 2, 9)):
+        fakes.assign(f"j{number}", pictures([steps] * length + [decode]))
+    fakes.run()
+    assert [result["job_id"] for result in fakes.results] == ["j1", "j0", "j2"]
+    assert max(len(quantum) for quantum in steps.quanta) == 3
+    assert len(steps.quanta) <= 9 + 2  # and not 5 + 2 + 9: only the first of a new lane is alone
+
+
+def test_a_request_joins_at_the_next_quantum(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("first", pictures([lane] * 50))
+    for _ in range(10):
+        fakes.turn()
+    fakes.assign("second", pictures([lane] * 3))
+    fakes.turn()
+    assert [unit.quanta for unit in lane.quanta[-1]] == [11, 1]
+
+
+def test_a_job_of_several_pictures_answers_when_the_last_is_done(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("j", pictures([lane], [lane] * 3, [lane] * 2))
+    fakes.assign("other", pictures([lane] * 9))
+    while not fakes.results:
+        fakes.turn()
+    assert fakes.results[0]["data"] == {"units": 3}
+    assert [unit.quanta for unit in fakes.tasks[0].units] == [1, 3, 2]
+    fakes.run()
+    assert fakes.outcome("other") == "done"
+
+
+def test_pictures_wait_neither_behind_a_long_task_nor_does_that_behind_them(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("long", plain(100))
+    fakes.turn()
+    fakes.assign("picture", pictures([lane] * 20))
+    for _ in range(44):
+        fakes.turn()
+    assert fakes.outcome("picture") == "done"
+    assert fakes.tasks[0].quanta >= 20
+
+
+# One at a time
+
+
+def test_tasks_that_share_nothing_run_one_after_another(fakes: Fakes) -> None:
+    for number in range(4):
+        fakes.assign(f"j{number}", plain(3))
+    fakes.run()
+    assert [result["job_id"] for result in fakes.results] == ["j0", "j1", "j2", "j3"]
+    assert [fakes.tasks.index(task) for task in fakes.log] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert len(fakes.tasks) == 4
+
+
+def test_a_more_urgent_task_comes_between(fakes: Fakes) -> None:
+    fakes.assign("slow", plain(10))
+    fakes.assign("next", plain(1))
+    fakes.turn()
+    fakes.assign("urgent", plain(3), priority=5)
+    fakes.run()
+    assert [result["job_id"] for result in fakes.results] == ["urgent", "slow", "next"]
+    assert [fakes.tasks.index(task) for task in fakes.log][:5] == [0, 1, 1, 1, 0]
+
+
+# The highest priority
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_highest_priority_waits_one_quantum_and_has_no_company(
+    fakes: Fakes, clock: FakeClock, shared: bool
+) -> None:
+    lane = FakeLane(clock)
+    for number in range(4):
+        fakes.assign(f"j{number}", pictures([lane] * 30))
+    fakes.assign("plain", plain(30))
+    for _ in range(10):
+        fakes.turn()
+    fakes.assign("urgent", pictures([lane] * 5) if shared else plain(5), priority=PRIORITY_MAX)
+    fakes.assign("late", pictures([lane], model="slow to load"))
+    mine = len(fakes.log)
+    for turn in range(5):
+        fakes.turn()
+        assert len(fakes.log) == mine + turn + 1  # nothing but its own rows
+    assert fakes.outcome("urgent") == "done"
+    assert "slow to load" not in fakes.residency.names
+    fakes.run()
+    assert fakes.outcome("late") == "done"
+
+
+# Leaving
+
+
+def test_a_cancelled_request_leaves_before_the_next_quantum_and_its_neighbours_finish(
+    fakes: Fakes, clock: FakeClock
+) -> None:
+    lane = FakeLane(clock)
+    for number in range(3):
+        fakes.assign(f"j{number}", pictures([lane] * 20, [lane] * 20))
+    for _ in range(8):
+        fakes.turn()
+    cancel(fakes, "j1")
+    gone = fakes.tasks[1].units
+    before = [unit.quanta for unit in gone]
+    fakes.turn()
+    assert fakes.outcome("j1") == "cancelled"
+    assert all(unit.closed for unit in gone)
+    fakes.run()
+    assert [unit.quanta for unit in gone] == before
+    assert [fakes.outcome(job) for job in ("j0", "j2")] == ["done", "done"]
+
+
+def test_cancelled_in_the_mailbox_it_never_begins(fakes: Fakes) -> None:
+    fakes.assign("long", plain(5))
+    fakes.assign("j", plain())
+    fakes.turn()
+    cancel(fakes, "j")
+    assert fakes.outcome("j") == "cancelled"  # at once
+    fakes.run()
+    assert len(fakes.tasks) == 1
+
+
+def test_what_one_picture_does_wrong_ends_its_job_alone(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("bad", pictures([lane] * 9, [lane] * 9, fails={(1, 3): InvalidRequest("No.")}))
+    fakes.assign("worse", pictures([lane] * 9, fails={(0, 5): RuntimeError("a fault")}))
+    fakes.assign("good", pictures([lane] * 9))
+    fakes.run()
+    assert [fakes.outcome(job) for job in ("bad", "worse", "good")] == ["invalid_request", "internal", "done"]
+    assert [unit.closed for unit in fakes.tasks[0].units] == [True, True]
+    assert fakes.tasks[0].units[0].quanta < 9
+
+
+# Memory
+
+
+def test_out_of_memory_evicts_what_nobody_uses_and_tries_once_more(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    for model in ("idle", "busy"):
+        fakes.assign(model, pictures([lane] * (1 if model == "idle" else 50), model=model))
+    fakes.turn()
+    while not fakes.results:
+        fakes.turn()
+    fakes.assign("j", pictures([lane] * 5, [lane] * 5, model="own", fails={(0, 3): MemoryError(), (1, 2): None}))
+    while len(fakes.results) < 2:
+        fakes.turn()
+    assert fakes.outcome("j") == "done"
+    assert len([task for task in fakes.tasks if task.work is fakes.work[2]]) == 2  # made once more, from the start
+    assert fakes.residency.names == ["busy", "own"]  # its own stayed
+
+
+def test_out_of_memory_twice_is_the_answer(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("idle", pictures([lane], model="idle"))
+    fakes.run()
+    fails = {(0, 3): MemoryError(), (0, 1): MemoryError()}
+    fakes.assign("j", pictures([lane] * 5, fails=fails))
+    fakes.assign("neighbour", pictures([lane] * 9))
+    fakes.run()
+    assert (fakes.outcome("j"), fakes.outcome("neighbour")) == ("out_of_memory", "done")
+    fakes.assign("again", pictures([lane] * 5, fails={(0, 0): MemoryError()}))
+    fakes.run()
+    assert fakes.outcome("again") == "out_of_memory"
+    assert len([task for task in fakes.tasks if task.work is fakes.work[3]]) == 1  # nothing was left to evict
+
+
+def test_nothing_holds_the_failed_try_when_the_next_begins(fakes: Fakes, clock: FakeClock) -> None:
+    """On a device that is full, what an error's traceback holds decides whether the second try succeeds."""
+
+    class Tensor:
+        alive = 0
+
+        def __init__(self) -> None:
+            Tensor.alive += 1
+
+        def __del__(self) -> None:
+            Tensor.alive -= 1
+
+    def compute(tensor: Tensor) -> None:
+        raise MemoryError
+
+    alive: list[int] = []
+
+    class Greedy(FakePlain):
+        def __init__(self, work: Work, fakes: Fakes) -> None:
+            super().__init__(work, fakes)
+            alive.append(Tensor.alive)
+
+        def step(self) -> None:
+            compute(Tensor())
+
+    fakes.assign("idle", pictures([FakeLane(clock)], model="idle"))
+    fakes.run()
+    registry = fakes.place.registry
+    action, _ = registry._actions["test.plain"]
+    registry._actions["test.plain"] = (action, lambda data, _: Greedy(fakes.work[data.work], fakes))
+    fakes.assign("j", plain())
+    fakes.run()
+    assert fakes.outcome("j") == "out_of_memory"
+    assert alive == [0, 0]
+
+
+def test_a_job_waits_for_memory_that_the_running_ones_hold(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.residency._budget = 15  # one model
+    fakes.assign("first", pictures([lane] * 9, model="a"))
+    fakes.turn()
+    fakes.assign("second", pictures([lane] * 2, model="b"))
+    fakes.assign("third", pictures([lane] * 2, model="a"))
+    fakes.turn()
+    assert [job.state for job in fakes.session._held] == [HeldState.RUNNING, HeldState.ASSIGNED, HeldState.ASSIGNED]
+    fakes.assign("urgent", pictures([lane] * 2, model="a"), priority=PRIORITY_MAX)
+    fakes.turn()
+    fakes.turn()
+    assert fakes.outcome("urgent") == "done"  # its model is there
+    fakes.run()
+    assert [result["job_id"] for result in fakes.results] == ["urgent", "first", "second", "third"]
+    assert all(result["success"] for result in fakes.results)
+
+
+def test_cancelled_while_its_model_does_not_fit_it_is_answered(
+    fakes: Fakes, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = FakeLane(clock)
+    fakes.residency._budget = 15
+    fakes.assign("first", pictures([lane] * 9, model="a"))
+    fakes.turn()
+    make_room = fakes.residency._make_room
+
+    def slowly(nbytes: int) -> None:
+        cancel(fakes, "second")  # the socket thread does, meanwhile
+        make_room(nbytes)
+
+    monkeypatch.setattr(fakes.residency, "_make_room", slowly)
+    fakes.assign("second", pictures([lane], model="b"))
+    fakes.run()
+    assert (fakes.outcome("first"), fakes.outcome("second")) == ("done", "cancelled")
+
+
+# Room, and the ways to end
+
+
+def test_waiting_for_room_the_device_counts_as_idle(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a worker whose results nobody acknowledges would be taken for hung, and lose them."""
+    fakes.assign("j0", plain())
+    fakes.assign("j1", plain())
+    fakes.turn()
+    fakes.engine.room.clear()
+    busy: list[int] = []
+
+    def wait(timeout: float) -> None:
+        busy.append(fakes.place.pulse.busy_since_ns)
+        fakes.engine.room.set()
+
+    monkeypatch.setattr(fakes.engine.room, "wait", wait)
+    fakes.turn()
+    assert busy == [0]
+    fakes.turn()
+    assert fakes.outcome("j1") == "done"
+
+
+def test_no_job_begins_while_results_wait_but_those_begun_go_on(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("begun", pictures([lane] * 5))
+    fakes.turn()
+    fakes.assign("waiting", pictures([lane] * 5))
+    fakes.engine.room.clear()
+    fakes.turn()
+    fakes.turn()
+    assert len(fakes.tasks) == 1
+    fakes.engine.room.set()
+    fakes.run()
+    assert fakes.outcome("waiting") == "done"
+
+
+def test_a_newer_attempt_makes_room_where_its_elders_result_filled_it(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "RESULTS_MAX", 1)
+    fakes.assign("j", plain())
+    fakes.run()
+    assert not fakes.engine.room.is_set()
+    fakes.assign("j", plain(), attempt=2)
+    fakes.run()
+    assert [result["attempt"] for result in fakes.results] == [1, 2]
+
+
+def test_finish_ends_after_all_that_was_assigned(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("a", pictures([lane] * 5))
+    fakes.assign("b", plain(3))
+    fakes.assign("c", plain(3))
+    fakes.turn()
+    fakes.hear(Drain())
+    assert not fakes.engine.over
+    fakes.run()
+    assert fakes.engine.over
+    assert {fakes.outcome(job) for job in "abc"} == {"done"}
+
+
+def test_stop_ends_after_those_begun_and_leaves_the_others_assigned(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.assign("a", pictures([lane] * 5))
+    fakes.assign("b", plain(3))
+    fakes.assign("c", plain(3))
+    fakes.turn()
+    fakes.engine.stop()
+    while not fakes.engine.over:
+        fakes.turn()
+    assert sorted(result["job_id"] for result in fakes.results) == ["a", "b"]
+    assert {job.assign.job_id: job.state for job in fakes.session._held}["c"] is HeldState.ASSIGNED
+
+
+def test_the_pulse_beats_at_each_quantum(fakes: Fakes, clock: FakeClock) -> None:
+    fakes.assign("j", pictures([FakeLane(clock)] * 5))
+    beats = set()
+    while not fakes.results:
+        fakes.turn()
+        beats.add(fakes.place.pulse.busy_since_ns)
+    assert len(beats) >= 5
+
+
+# Anything, in any order
+
+
+class WorkerMachine(RuleBasedStateMachine):
+    """An orchestrator that assigns, cancels, acknowledges and replaces as it likes, between any two turns."""
+
+    clock: FakeClock  # installed by the test
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fakes = Fakes(self.clock, quantum_s=0.055)
+        self.fakes.residency._budget = 25  # two of the three models
+        self.lanes = [FakeLane(self.clock, rows_max=4), FakeLane(self.clock, rows_max=1, row_s=0.03), None]
+        self.assigned: dict[tuple[str, int], Work] = {}
+        self.attempts: dict[str, int] = {}
+        self.cancelled: set[tuple[str, int]] = set()
+        self.replaced: set[tuple[str, int]] = set()
+        self.expected_failures: set[tuple[str, int]] = set()
+
+    def held(self, job_id: str) -> bool:
+        return any(job.assign.job_id == job_id for job in self.fakes.session._held)
+
+    @rule(
+        paths=st.lists(
+            st.tuples(st.integers(1, 3), st.lists(st.integers(0, 2), min_size=1, max_size=6)), min_size=1, max_size=3
+        ),
+        shared=st.booleans(),
+        priority=st.integers(0, PRIORITY_MAX),
+        fails=st.none() | st.tuples(st.integers(0, 2), st.integers(0, 5), st.sampled_from(["bug", "memory", "user"])),
+        model=st.none() | st.sampled_from("abc"),
+        old=st.integers(0, 9),
+    )
+    def assign(
+        self,
+        paths: list[tuple[int, list[int]]],
+        shared: bool,
+        priority: int,
+        fails: tuple[int, int, str] | None,
+        model: str | None,
+        old: int,
+    ) -> None:
+        errors = {"bug": RuntimeError, "memory": MemoryError, "user": lambda: InvalidRequest("No.")}
+        work = Work([(rows, [self.lanes[lane] for lane in path]) for rows, path in paths], shared=shared, model=model)
+        if fails is not None:
+            unit, quantum, kind = fails
+            work.fails[(unit, quantum)] = errors[kind]()
+        ids = list(self.attempts)
+        job_id = ids[old] if old < len(ids) and old % 3 == 0 else f"j{len(ids)}"
+        attempt = self.attempts.get(job_id, 0) + 1
+        if self.attempts.get(job_id) and self.held(job_id):
+            self.replaced.add((job_id, attempt - 1))
+        self.attempts[job_id] = attempt
+        before = len(self.fakes.session._held)
+        self.fakes.assign(job_id, work, priority, attempt)
+        assert len(self.fakes.session._held) in (before, before + 1)
+        self.assigned[job_id, attempt] = work
+        if fails is not None:
+            self.expected_failures.add((job_id, attempt))
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(list(self.attempts)))
+        self.cancelled.add((job_id, self.attempts[job_id]))
+        self.fakes.hear(Cancel(job_id=job_id, attempt=self.attempts[job_id]))
+
+    @precondition(lambda self: self.fakes.results)
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        self.acknowledge_result(data.draw(st.sampled_from(self.fakes.results)))
+
+    def acknowledge_result(self, result: dict[str, Any]) -> None:
+        reference = {"job_id": result["job_id"], "attempt": result["attempt"]}
+        self.fakes.hear(ResultAck(results=[reference]))  # type: ignore[list-item]
+
+    @precondition(lambda self: self.fakes.busy)
+    @rule(turns=st.integers(1, 6))
+    def turn(self, turns: int) -> None:
+        left = [
+            unit
+            for task in self.fakes.tasks
+            if isinstance(task, FakeShared)
+            for unit in task.units
+            if unit.closed and unit.quanta < len(unit._path)
+        ]
+        before = [unit.quanta for unit in left]
+        for _ in range(turns):
+            if self.fakes.busy:
+                self.fakes.turn()
+        assert [unit.quanta for unit in left] == before
+
+    @invariant()
+    def rows_stay_within_their_bounds(self) -> None:
+        for lane in self.lanes[:2]:
+            assert lane is not None
+            for units in lane.quanta:
+                rows = sum(unit.rows for unit in units)
+                assert len(units) == 1 or (rows <= lane.rows_max and rows * lane.row_s <= 0.055 + 1e-9)
+
+    @invariant()
+    def no_attempt_has_two_results(self) -> None:
+        keys = [(result["job_id"], result["attempt"]) for result in self.fakes.results]
+        assert len(keys) == len(set(keys))
+
+    def teardown(self) -> None:
+        """In the end every attempt that was not replaced has its result, and nothing is kept."""
+        fakes = self.fakes
+        while fakes.busy or not fakes.engine.room.is_set():
+            fakes.run()
+            for result in fakes.results:  # which makes room for those that wait for it
+                self.acknowledge_result(result)
+        fakes.hear(Drain())
+        while not fakes.engine.over:
+            fakes.turn()
+        results = {(result["job_id"], result["attempt"]): result for result in fakes.results}
+        for key, work in self.assigned.items():
+            if key not in results:
+                assert key in self.replaced, f"{key} was lost"
+            elif results[key]["success"]:
+                assert results[key]["data"] == {"units": len(work.units) if work.shared else 0}
+            else:
+                code = results[key]["error"]["code"]
+                allowed = {"cancelled"} if key in self.cancelled else set()
+                allowed |= {"internal", "out_of_memory", "invalid_request"} if key in self.expected_failures else set()
+                assert code in allowed
+        for task in fakes.tasks:
+            if isinstance(task, FakeShared):
+                assert all(unit.closed for unit in task.units)
+        assert not any(entry.pins for entry in fakes.residency._entries.values())
+        for result in fakes.results:
+            self.acknowledge_result(result)
+        assert fakes.session._may_leave()
+        held = fakes.session._held
+        assert (held._results, held._result_bytes) == (0, 0)
+
+
+def test_no_job_is_lost_doubled_or_left_unanswered(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    WorkerMachine.clock = clock
+    monkeypatch.setattr(jobs, "RESULTS_MAX", 5)  # so that room runs out
+    run_state_machine_as_test(WorkerMachine, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))
