@@ -153,7 +153,8 @@ class Hello(Message):
     instance_id: Name  # new for each start of the worker; kept when it starts its own device process again
     device: DeviceFacts
     capabilities: Capabilities
-    slots: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_integral)] = 1  # jobs it takes at a time
+    slots: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_integral)] = 1
+    # jobs it takes at a time; with more than 1, two beyond it may be jobs of priority 9
     resident_models: Annotated[list[Name], FIRST_FAULT] = []  # loaded now
     held: Held = []  # jobs from before a lost connection
     draining: bool = False  # true: assign nothing

@@ -17,6 +17,7 @@ from orchestrator.core.timers import Timer
 from protocol.enums import ErrorCode
 
 SIGHTINGS_MAX = 10_000
+URGENT_SLOTS = 2  # beyond a worker's own, for jobs of the highest priority: they take effect between two steps
 COLD_CANDIDATES = 8  # workers of a pool that are compared by free memory before a model is loaded
 
 
@@ -83,13 +84,20 @@ class Worker:
     exclusive: int = 0  # jobs it holds that are to run alone
     reserved: bool = False  # emptied for an exclusive job
     turn: int = 0  # when it was last given a job, in the order of all such gifts
-    pool: "Pool | None" = None  # that lists it; None while it has no free slot
+    pool: "Pool | None" = None  # that lists it; None while it has no room
+    pools: "Pools | None" = None  # which of the fleet's it stands in
     lease: Timer | None = None
 
     @property
     def free(self) -> bool:
         barred = self.draining or self.stalled or self.exclusive or self.reserved
         return not barred and len(self.jobs) < self.slots
+
+    @property
+    def has_urgent_room(self) -> bool:
+        """Whether it would take one more job of the highest priority. With one slot it runs one job at a time."""
+        barred = self.draining or self.stalled or self.exclusive or self.reserved
+        return not barred and self.slots > 1 and len(self.jobs) < self.slots + URGENT_SLOTS
 
     @property
     def status(self) -> str:
@@ -99,9 +107,11 @@ class Worker:
         """Whether it could run such a job, were it free."""
         return requirement.worker_pin in (None, self.worker_id) and self.site.suits(requirement)
 
-    def takes(self, requirement: Requirement) -> bool:
+    def takes(self, requirement: Requirement, urgent: bool = False) -> bool:
         """Whether it can run such a job now."""
-        return self.free and self.can_run(requirement) and not (requirement.exclusive and self.jobs)
+        if not self.can_run(requirement) or (requirement.exclusive and self.jobs):
+            return False
+        return self.free or (urgent and self.has_urgent_room)
 
 
 class Pool:
@@ -149,10 +159,14 @@ class Pool:
         return max(islice(self._free.values(), COLD_CANDIDATES), key=lambda worker: worker.memory_free), True
 
 
+Pools = dict[tuple[str, Site], Pool]
+
+
 class Fleet:
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
-        self._pools: dict[tuple[str, Site], Pool] = {}
+        self._pools: Pools = {}
+        self._full: Pools = {}  # of workers without a free slot that have urgent room
         self._seen: dict[str, Sighting] = {}  # every worker of this run, the latest last
         self._sites: Counter[Site] = Counter()  # of those
         self._turn = 0
@@ -192,18 +206,21 @@ class Fleet:
         if resident is not None and resident != worker.profile.resident:
             self._unlist(worker)
             worker.profile = worker.profile._replace(resident=resident)
-        if not worker.free:
+        pools = self._pools if worker.free else self._full if worker.has_urgent_room else None
+        if pools is not worker.pools:
             self._unlist(worker)
-        elif worker.pool is None:
-            worker.pool = self._pools.setdefault((worker.profile.device_kind, worker.site), Pool())
+        if pools is not None and worker.pool is None:
+            worker.pools = pools
+            worker.pool = pools.setdefault((worker.profile.device_kind, worker.site), Pool())
             worker.pool.add(worker)
 
     def _unlist(self, worker: Worker) -> None:
-        pool, worker.pool = worker.pool, None
-        if pool is not None:
+        pool, pools = worker.pool, worker.pools
+        worker.pool = worker.pools = None
+        if pool is not None and pools is not None:
             pool.discard(worker)
             if not pool:
-                del self._pools[worker.profile.device_kind, worker.site]
+                del pools[worker.profile.device_kind, worker.site]
 
     def occupy(self, worker: Worker, job: Job, attempt: int, now_ms: int) -> None:
         """The worker has one more job, and lets others of its pool go first with the next."""
@@ -225,17 +242,22 @@ class Fleet:
         slot = worker.jobs.pop(job_id)
         worker.exclusive -= slot.exclusive
         self.running_ms -= slot.estimate_ms
-        if worker.pool is None:
+        if worker.pools is not self._pools:
             self.refresh(worker)
 
-    def best_worker(self, requirement: Requirement, cost: Cost) -> Worker | None:
-        """The free worker that would end this job soonest; of equals, the one served longest ago."""
+    def best_worker(self, requirement: Requirement, cost: Cost, urgent: bool = False) -> Worker | None:
+        """The free worker that would end this job soonest; of equals, the one served longest ago. Where none is free,
+        an urgent job goes to one that has room for such."""
         if requirement.worker_pin is not None:
             pinned = self.by_id.get(requirement.worker_pin)
-            return pinned if pinned is not None and pinned.takes(requirement) else None
+            return pinned if pinned is not None and pinned.takes(requirement, urgent) else None
+        worker = self._best_of(self._pools, requirement, cost)
+        return self._best_of(self._full, requirement, cost) if worker is None and urgent else worker
+
+    def _best_of(self, pools: Pools, requirement: Requirement, cost: Cost) -> Worker | None:
         candidates = [
             (device_kind, *candidate)
-            for (device_kind, site), pool in self._pools.items()
+            for (device_kind, site), pool in pools.items()
             if site.suits(requirement) and (candidate := pool.candidate(requirement)) is not None
         ]
         if len(candidates) < 2:  # as in most fleets

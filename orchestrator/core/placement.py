@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from orchestrator.core import commands as c
 from orchestrator.core.fleet import Worker
 from orchestrator.core.model import Job, Requirement
+from protocol.limits import PRIORITY_MAX
 
 if TYPE_CHECKING:
     from orchestrator.core.core import Core
@@ -40,8 +41,15 @@ class Placement:
         """Put a job into the queue."""
         if self._core.draining:
             self._core.lifecycle.set_aside(job)
+        elif job.priority == PRIORITY_MAX and (worker := self._urgent_worker(job)) is not None:
+            self._core.queue.pass_turn(job.tenant)
+            self._give(worker, job)
         elif self._core.queue.push(job, self._core.now_ms, first=first):
             self._grown[job.requirement] = None  # else the jobs before it found no worker, and neither does it
+
+    def _urgent_worker(self, job: Job) -> Worker | None:
+        """Who takes a job of the highest priority beside those it has; earlier ones like it found none, or run."""
+        return self._core.fleet.best_worker(job.requirement, job.cost, urgent=True)
 
     def freed(self, worker: Worker) -> None:
         """A slot of this worker is free, or it can run more than before."""
@@ -104,6 +112,12 @@ class Placement:
                 self._reserve(worker, job.requirement)
             else:
                 self._assign(worker, job)
+        while worker.has_urgent_room:
+            lines = [line for line in queue.lines(worker.worker_id) if worker.can_run(line.requirement)]
+            job = queue.best(lines, worker.profile.resident, self._core.now_ms)
+            if job is None or job.priority < PRIORITY_MAX or job.requirement.exclusive:
+                return
+            self._assign(worker, job)
 
     def _open_to(self, requirement: Requirement, worker: Worker) -> bool:
         if requirement.exclusive and worker.jobs and requirement in self._reserved:

@@ -295,6 +295,31 @@ def test_several_jobs_that_come_back_at_once_find_several_workers() -> None:
     assert {line.split()[1] for line in told} == {"a", "b", "d"}
 
 
+def test_the_most_urgent_need_no_free_slot() -> None:
+    lab = Lab()
+    lab.hello("w", slots=2)
+    lab.submit(1)
+    lab.submit(2)
+    assert lab.submit(3, priority=8) == []  # waits
+    assert lab.submit(4, priority=9) == ["assign w j4/1"]
+    assert lab.submit(5, priority=9, durable=True) == ["save j5"]
+    assert "assign w j5/1" in lab.feed(e.Saved("j5"))
+    assert lab.submit(6, priority=9) == []  # two are beyond the slots
+    assert lab.submit(7, priority=9, worker_pin="w") == []
+    told = lab.result("w", "j4/1")
+    assert [line for line in told if line.startswith("assign")] == ["assign w j6/1"]  # the place stays theirs
+    for done in ("j5/1", "j6/1", "j7/1", "j1/1"):
+        told = lab.result("w", done)
+    assert [line for line in told if line.startswith("assign")] == ["assign w j3/1"]
+
+
+def test_a_worker_of_one_slot_runs_one_job_at_a_time() -> None:
+    lab = Lab()
+    lab.hello("w")
+    lab.submit(1)
+    assert lab.submit(2, priority=9) == []
+
+
 def test_sightings_are_bounded() -> None:
     lab = Lab()
     for number in range(SIGHTINGS_MAX + 5):

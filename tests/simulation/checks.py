@@ -8,6 +8,7 @@ from orchestrator.core.lifecycle import RECORD_NBYTES
 from orchestrator.core.model import Job
 from orchestrator.core.states import TERMINAL, JobState
 from orchestrator.core.workers import UNREAD_MS
+from protocol.limits import PRIORITY_MAX
 
 
 class Violation(AssertionError):
@@ -82,6 +83,8 @@ def _check_fleet(core: Core) -> None:
         check(worker.exclusive == sum(slot.exclusive for slot in worker.jobs.values()), "exclusive drifts")
         _check_listing(core, worker)
     check(sum(len(pool) for pool in fleet._pools.values()) == sum(worker.free for worker in workers), "ghosts in pools")
+    urgent = sum(worker.has_urgent_room and not worker.free for worker in workers)
+    check(sum(len(pool) for pool in fleet._full.values()) == urgent, "ghosts in the pools of full workers")
     for job in core.jobs.values():
         holders = [
             worker.worker_id
@@ -94,15 +97,16 @@ def _check_fleet(core: Core) -> None:
 
 
 def _check_listing(core: Core, worker: Worker) -> None:
-    pool = core.fleet._pools.get((worker.profile.device_kind, worker.site))
-    listed = pool is not None and pool._free.get(worker.worker_id) is worker
-    check(worker.free == listed, "listed wrongly", worker.worker_id)
-    check(worker.pool is (pool if listed else None), "holds another pool", worker.worker_id)
-    for other in core.fleet._pools.values():
-        for model_id, warm in other._warm.items():
-            listed = worker.worker_id in warm
-            expected = other is pool and worker.free and model_id in worker.profile.resident
-            check(listed == expected, "loaded model listed wrongly", worker.worker_id, model_id)
+    fleet, key = core.fleet, (worker.profile.device_kind, worker.site)
+    pools = fleet._pools if worker.free else fleet._full if worker.has_urgent_room else None
+    check(worker.pools is pools, "listed wrongly", worker.worker_id)
+    check(worker.pool is (None if pools is None else pools.get(key)), "holds another pool", worker.worker_id)
+    for pool in (*fleet._pools.values(), *fleet._full.values()):
+        mine = pool is worker.pool
+        check((pool._free.get(worker.worker_id) is worker) == mine, "stands in another pool", worker.worker_id)
+        for model_id, warm in pool._warm.items():
+            expected = mine and model_id in worker.profile.resident
+            check((worker.worker_id in warm) == expected, "loaded model listed wrongly", worker.worker_id, model_id)
     lease_ms = core.settings.lease_ms
     check(worker.lease is not None and worker.lease.callback is not None, "worker without a lease", worker.worker_id)
     worker_due_ms = worker.lease.due_ms if worker.lease is not None else 0
@@ -118,6 +122,12 @@ def _check_placement(core: Core) -> None:
     for need in core.queue.all_requirements():
         for worker in core.fleet.by_id.values():
             check(not worker.takes(need), "a free worker beside a waiting job", worker.worker_id, need)
+    for worker in core.fleet.by_id.values():
+        if worker.has_urgent_room:
+            lines = [line for line in core.queue.lines(worker.worker_id) if worker.can_run(line.requirement)]
+            job = core.queue.best(lines, worker.profile.resident, core.now_ms)
+            waits = job is not None and job.priority == PRIORITY_MAX and not job.requirement.exclusive
+            check(not waits, "an urgent job waits beside room for it", worker.worker_id)
 
 
 def _check_askers(core: Core) -> None:

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from orchestrator.core import commands as c
+from orchestrator.core.fleet import URGENT_SLOTS
 from orchestrator.core.model import Job, Outcome
 from protocol.enums import ErrorCode, Status
 from protocol.limits import PRIORITY_MAX
@@ -90,6 +91,8 @@ class Ledger:
         assert core is not None
         job, worker = command.job, core.fleet.by_peer[command.peer]
         check(worker.can_run(job.requirement), "assigned to a worker that cannot run it", job.job_id)
+        room = worker.slots + (URGENT_SLOTS if job.priority == PRIORITY_MAX and worker.slots > 1 else 0)
+        check(len(worker.jobs) <= room, "more jobs than slots", worker.worker_id, len(worker.jobs))
         if job.requirement.exclusive:
             check(list(worker.jobs) == [job.job_id], "an exclusive job has company", job.job_id, list(worker.jobs))
             return
