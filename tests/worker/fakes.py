@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from instructors.models import ModelFolder
@@ -55,7 +56,7 @@ class Work:
 
     units: list[tuple[int, list[FakeLane | None]]] = field(default_factory=lambda: [(1, [None])])
     fails: dict[tuple[int, int], BaseException] = field(default_factory=dict)  # (unit, quantum) -> once
-    model: str | None = None  # that it keeps resident
+    models: tuple[str, ...] = ()  # that it keeps resident
     shared: bool = True
 
 
@@ -92,8 +93,8 @@ class FakeUnit:
 class FakeShared(SharedTask):
     def __init__(self, work: Work, fakes: "Fakes", context: Context) -> None:
         self.work, self.fakes = work, fakes
-        if work.model is not None:
-            context.resident(work.model, 10, lambda: FakeModel(work.model or ""))
+        for model in work.models:
+            context.resident(model, 10, partial(FakeModel, model))
         self.units = [FakeUnit(number, rows, path, self) for number, (rows, path) in enumerate(work.units)]
         fakes.tasks.append(self)
 

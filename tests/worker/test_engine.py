@@ -124,7 +124,7 @@ def test_the_highest_priority_waits_one_quantum_and_has_no_company(
     for _ in range(10):
         fakes.turn()
     fakes.assign("urgent", pictures([lane] * 5) if shared else plain(5), priority=PRIORITY_MAX)
-    fakes.assign("late", pictures([lane], model="slow to load"))
+    fakes.assign("late", pictures([lane], models=("slow to load",)))
     mine = len(fakes.log)
     for turn in range(5):
         fakes.turn()
@@ -184,11 +184,11 @@ def test_what_one_picture_does_wrong_ends_its_job_alone(fakes: Fakes, clock: Fak
 def test_out_of_memory_evicts_what_nobody_uses_and_tries_once_more(fakes: Fakes, clock: FakeClock) -> None:
     lane = FakeLane(clock)
     for model in ("idle", "busy"):
-        fakes.assign(model, pictures([lane] * (1 if model == "idle" else 50), model=model))
+        fakes.assign(model, pictures([lane] * (1 if model == "idle" else 50), models=(model,)))
     fakes.turn()
     while not fakes.results:
         fakes.turn()
-    fakes.assign("j", pictures([lane] * 5, [lane] * 5, model="own", fails={(0, 3): MemoryError(), (1, 2): None}))
+    fakes.assign("j", pictures([lane] * 5, [lane] * 5, models=("own",), fails={(0, 3): MemoryError(), (1, 2): None}))
     while len(fakes.results) < 2:
         fakes.turn()
     assert fakes.outcome("j") == "done"
@@ -198,7 +198,7 @@ def test_out_of_memory_evicts_what_nobody_uses_and_tries_once_more(fakes: Fakes,
 
 def test_out_of_memory_twice_is_the_answer(fakes: Fakes, clock: FakeClock) -> None:
     lane = FakeLane(clock)
-    fakes.assign("idle", pictures([lane], model="idle"))
+    fakes.assign("idle", pictures([lane], models=("idle",)))
     fakes.run()
     fails = {(0, 3): MemoryError(), (0, 1): MemoryError()}
     fakes.assign("j", pictures([lane] * 5, fails=fails))
@@ -236,7 +236,7 @@ def test_nothing_holds_the_failed_try_when_the_next_begins(fakes: Fakes, clock: 
         def step(self) -> None:
             compute(Tensor())
 
-    fakes.assign("idle", pictures([FakeLane(clock)], model="idle"))
+    fakes.assign("idle", pictures([FakeLane(clock)], models=("idle",)))
     fakes.run()
     registry = fakes.place.registry
     action, _ = registry._actions["test.plain"]
@@ -250,13 +250,13 @@ def test_nothing_holds_the_failed_try_when_the_next_begins(fakes: Fakes, clock: 
 def test_a_job_waits_for_memory_that_the_running_ones_hold(fakes: Fakes, clock: FakeClock) -> None:
     lane = FakeLane(clock)
     fakes.residency._budget = 15  # one model
-    fakes.assign("first", pictures([lane] * 9, model="a"))
+    fakes.assign("first", pictures([lane] * 9, models=("a",)))
     fakes.turn()
-    fakes.assign("second", pictures([lane] * 2, model="b"))
-    fakes.assign("third", pictures([lane] * 2, model="a"))
+    fakes.assign("second", pictures([lane] * 2, models=("b",)))
+    fakes.assign("third", pictures([lane] * 2, models=("a",)))
     fakes.turn()
     assert [job.state for job in fakes.session._held] == [HeldState.RUNNING, HeldState.ASSIGNED, HeldState.ASSIGNED]
-    fakes.assign("urgent", pictures([lane] * 2, model="a"), priority=PRIORITY_MAX)
+    fakes.assign("urgent", pictures([lane] * 2, models=("a",)), priority=PRIORITY_MAX)
     fakes.turn()
     fakes.turn()
     assert fakes.outcome("urgent") == "done"  # its model is there
@@ -270,7 +270,7 @@ def test_cancelled_while_its_model_does_not_fit_it_is_answered(
 ) -> None:
     lane = FakeLane(clock)
     fakes.residency._budget = 15
-    fakes.assign("first", pictures([lane] * 9, model="a"))
+    fakes.assign("first", pictures([lane] * 9, models=("a",)))
     fakes.turn()
     make_room = fakes.residency._make_room
 
@@ -279,7 +279,7 @@ def test_cancelled_while_its_model_does_not_fit_it_is_answered(
         make_room(nbytes)
 
     monkeypatch.setattr(fakes.residency, "_make_room", slowly)
-    fakes.assign("second", pictures([lane], model="b"))
+    fakes.assign("second", pictures([lane], models=("b",)))
     fakes.run()
     assert (fakes.outcome("first"), fakes.outcome("second")) == ("done", "cancelled")
 
@@ -396,7 +396,7 @@ class WorkerMachine(RuleBasedStateMachine):
         shared=st.booleans(),
         priority=st.integers(0, PRIORITY_MAX),
         fails=st.none() | st.tuples(st.integers(0, 2), st.integers(0, 5), st.sampled_from(["bug", "memory", "user"])),
-        model=st.none() | st.sampled_from("abc"),
+        models=st.lists(st.sampled_from("abc"), max_size=2, unique=True),
         old=st.integers(0, 9),
     )
     def assign(
@@ -405,11 +405,13 @@ class WorkerMachine(RuleBasedStateMachine):
         shared: bool,
         priority: int,
         fails: tuple[int, int, str] | None,
-        model: str | None,
+        models: list[str],
         old: int,
     ) -> None:
         errors = {"bug": RuntimeError, "memory": MemoryError, "user": lambda: InvalidRequest("No.")}
-        work = Work([(rows, [self.lanes[lane] for lane in path]) for rows, path in paths], shared=shared, model=model)
+        work = Work(
+            [(rows, [self.lanes[lane] for lane in path]) for rows, path in paths], shared=shared, models=tuple(models)
+        )
         if fails is not None:
             unit, quantum, kind = fails
             work.fails[(unit, quantum)] = errors[kind]()
@@ -506,4 +508,4 @@ class WorkerMachine(RuleBasedStateMachine):
 def test_no_job_is_lost_doubled_or_left_unanswered(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     WorkerMachine.clock = clock
     monkeypatch.setattr(jobs, "RESULTS_MAX", 5)  # so that room runs out
-    run_state_machine_as_test(WorkerMachine, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(WorkerMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
