@@ -7,7 +7,7 @@ SEEDS  ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint coverage simulate bench bench-dispatch bench-core bench-store evaluate-demo-model \
-        train-demo-model docs clean
+        train-demo-model train-demo-addons docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-30s %s\n", $$1, $$2}'
@@ -48,11 +48,16 @@ bench-core: $(READY)  ## the cost of an event against queue length and fleet siz
 bench-store: $(READY)  ## accepted jobs per second, beside raw SQLite
 	$(BIN)/python -m scripts.bench.store
 
-evaluate-demo-model: $(READY)  ## 100 fresh prompts: how often are colours and shapes right?
-	$(BIN)/python -m scripts.demo_model.evaluate
+evaluate-demo-model: $(READY)  ## 100 fresh prompts: how often are colours, shapes, places and outlines right?
+	$(BIN)/python -m scripts.demo_model.evaluate base
+	$(BIN)/python -m scripts.demo_model.evaluate controlnet
+	$(BIN)/python -m scripts.demo_model.evaluate lora
 
 train-demo-model: $(READY)  ## train the demo model anew (about 1.5 hours on two cores)
-	$(BIN)/python -m scripts.demo_model.train
+	$(BIN)/python -m scripts.demo_model.train base
+
+train-demo-addons: $(READY)  ## train its ControlNet and LoRA anew (about an hour on two cores)
+	$(BIN)/python -m scripts.demo_model.train addons
 
 docs: $(READY)  ## generate the tables of the spec and the state diagram anew
 	$(BIN)/python -m scripts.spec_tables

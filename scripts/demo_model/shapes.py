@@ -23,6 +23,10 @@ RADIUS = (14.0, 25.0)
 # A size word is only ever used for these ranges, so that "small" and "large" never overlap.
 SMALL_BELOW, LARGE_ABOVE = 17.0, 22.0
 JITTER = 5.0
+# A hollow shape has a hole of its own outline, this much smaller. The centre of a triangle's hole is lower than the
+# middle of its height, by this part of the radius times (1 - HOLE), so that its sides are of one width.
+HOLE = 0.55
+TRIANGLE_SINK = 0.331
 
 TEMPLATES = (
     "a {colour} {kind} on a {background} background",
@@ -36,7 +40,7 @@ WITHOUT_KIND = "a {colour} shape on a {background} background"
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: kind, colour names, centre and radius in pixels of a 64x64 picture."""
+    """One picture: kind, colour names, centre and radius in pixels of a 64x64 picture; whole or an outline."""
 
     kind: str
     colour: str
@@ -44,6 +48,7 @@ class Scene:
     radius: float
     x: float
     y: float
+    hollow: bool = False
 
     @property
     def size_word(self) -> str:
@@ -84,9 +89,13 @@ def coverage(kind: str, x: float, y: float, radius: float, size: int = SIZE) -> 
     return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
 
 
-def render(scene: Scene) -> NDArray[np.float32]:
-    """Draw a scene: (64, 64, 3) float32 RGB in 0..255."""
-    alpha = coverage(scene.kind, scene.x, scene.y, scene.radius)[..., None]
+def render(scene: Scene, size: int = SIZE) -> NDArray[np.float32]:
+    """Draw a scene: (size, size, 3) float32 RGB in 0..255."""
+    alpha = coverage(scene.kind, scene.x, scene.y, scene.radius, size)
+    if scene.hollow:
+        sink = TRIANGLE_SINK * (1 - HOLE) * scene.radius if scene.kind == "triangle" else 0.0
+        alpha *= 1 - coverage(scene.kind, scene.x, scene.y + sink, HOLE * scene.radius, size)
+    alpha = alpha[..., None]
     shape, background = (np.array(PALETTE[c], np.float32) for c in (scene.colour, scene.background))
     return alpha * shape + (1 - alpha) * background
 

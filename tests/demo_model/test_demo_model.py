@@ -1,5 +1,6 @@
 """The shipped demo model draws what the prompt says, and the judge that says so can be trusted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from scripts.demo_model.evaluate import accuracies, draw, fresh_scenes
-from scripts.demo_model.judge import UNKNOWN, judge
-from scripts.demo_model.shapes import PALETTE, random_scene, render, to_image
+from scripts.demo_model.judge import UNKNOWN, Judgement, judge, overlap, shape_mask
+from scripts.demo_model.shapes import PALETTE, Scene, coverage, full_caption, random_scene, render, to_image
 
 MODEL = Path(__file__).parents[2] / "models" / "demo"
 MAX_BYTES = 10_000_000
@@ -49,9 +50,29 @@ def test_judge_does_not_see_shapes_where_there_are_none() -> None:
     assert judge(Image.fromarray(noise)).shape_kind == UNKNOWN
 
 
+def test_judge_tells_outlines_from_whole_shapes() -> None:
+    for scene in fresh_scenes(200, seed=10):
+        for hollow in (False, True):
+            seen = judge(to_image(render(replace(scene, hollow=hollow))))
+            assert seen == Judgement(scene.kind, scene.colour, scene.background, hollow)
+
+
+def test_judge_does_not_call_a_shape_with_another_colour_inside_hollow() -> None:
+    outer, inner = (Scene("circle", colour, "white", radius, 32, 32) for colour, radius in (("red", 22), ("blue", 12)))
+    both = np.where(coverage("circle", 32, 32, inner.radius)[..., None] > 0.5, render(inner), render(outer))
+    assert not judge(to_image(both)).hollow
+
+
+def test_masks_of_shapes_overlap_as_much_as_they_should() -> None:
+    left, right = (Scene("square", "black", "white", 20, x, 32) for x in (30, 36))  # 36 pixels wide, 6 apart
+    masks = [shape_mask(to_image(render(scene))) for scene in (left, right)]
+    assert overlap(*masks) == pytest.approx(30 / 42, abs=0.01)
+    assert not shape_mask(Image.new("RGB", (64, 64), "white")).any()
+
+
 def test_model_draws_what_the_prompt_says(pipeline: StableDiffusionPipeline) -> None:
     scenes = fresh_scenes(12, seed=2)
-    images = draw(pipeline, scenes, steps=20, guidance=4.0, seed=2)
+    images = draw(pipeline, [full_caption(scene) for scene in scenes], steps=20, guidance=4.0, seed=2)
     result = accuracies(scenes, [judge(image) for image in images])
     assert result["shape_colour"] >= 10 / 12
     assert result["background_colour"] >= 10 / 12
