@@ -62,10 +62,11 @@ class Stream:
         self._enter(self._greenlet.throw, error)
 
     def close(self) -> None:
+        """Leave it, and let go of all it held."""
         if self._greenlet:
             self._enter(self._greenlet.throw, GreenletExit())
         self.done = True
-        self.error = None  # its traceback holds tensors, and this
+        self.value = self.error = None  # an error's traceback holds tensors, and this
 
     def _enter(self, switch: Callable[..., Any], *values: Any) -> None:
         self.call = self.lane = None
