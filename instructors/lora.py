@@ -10,7 +10,7 @@ from instructors.registry import Registry
 from instructors.task import Context, Result, Task
 from protocol.errors import AtelierError
 from protocol.schemas import ACTIONS
-from protocol.schemas.lora import LoraLoad, LoraUse
+from protocol.schemas.lora import LoraLoad, LoraUnload, LoraUse
 from protocol.schemas.system import NoData
 
 if TYPE_CHECKING:
@@ -53,6 +53,21 @@ class Load(Task):
         return Result({**entry, "loaded": True})
 
 
+class Unload(Task):
+    """From the device's memory, for whichever models it was loaded; what a job uses stays until that has ended."""
+
+    def __init__(self, data: LoraUnload, context: Context) -> None:
+        self._data = data
+        self._context = context
+
+    def step(self) -> Result | None:
+        name = lora_files.resident_name(self._data.lora_id)
+        for key in [key for key, adapter in _adapters.items() if adapter.name == name]:
+            self._context.forget(key)
+        entry = lora_files.folder(self._context.models.root).entry(self._data.lora_id)
+        return Result({**entry, "loaded": is_loaded(self._data.lora_id)})
+
+
 def mix(uses: Sequence[LoraUse], loaded: "LoadedModel", context: Context) -> "Mix":
     """The adapters that a request names, loaded, with their scales. Raises as `load` does."""
     return tuple((load(use.lora_id, loaded, context), use.scale) for use in uses)
@@ -88,3 +103,4 @@ def register(registry: Registry) -> None:
     if find_spec("torch") and find_spec("diffusers"):
         registry.add(ACTIONS["lora.list"], List)
         registry.add(ACTIONS["lora.load"], Load)
+        registry.add(ACTIONS["lora.unload"], Unload)

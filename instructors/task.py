@@ -82,6 +82,9 @@ class Place(Protocol):
     def part(self, key: str) -> Any:
         """A part that a resident has on the device; None where none has."""
 
+    def forget(self, key: str) -> bool:
+        """Unload a resident; False where none has this key, or a task uses it."""
+
 
 class Context(Place, Protocol):
     """What the worker lends a task while it runs."""

@@ -48,6 +48,9 @@ class Desk:
     def part(self, key: str) -> Any:
         return next((value.parts[key] for value in self._loaded.values() if key in getattr(value, "parts", {})), None)
 
+    def forget(self, key: str) -> bool:
+        return self._loaded.pop(key, None) is not None
+
     def named(self, event: EventName) -> list[tuple[dict[str, Any], Sequence[Blob]]]:
         return [(data, blobs) for name, data, blobs in self.events if name is event]
 

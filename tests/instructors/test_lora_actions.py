@@ -1,4 +1,4 @@
-"""`lora.list` and `lora.load`, and the LoRAs of a request under a budget of bytes."""
+"""`lora.list`, `lora.load` and `lora.unload`, and the LoRAs of a request under a budget of bytes."""
 
 import gc
 import shutil
@@ -73,6 +73,15 @@ def test_list_tells_of_every_file(run: Run) -> None:
 def test_load_tells_what_it_loaded_and_list_that_it_is(run: Run) -> None:
     assert LoraInfo.model_validate(run("lora.load", lora_id="second", model_id="tiny")).loaded
     assert [info["lora_id"] for info in run("lora.list")["loras"] if info["loaded"]] == ["second"]
+
+
+def test_unload_frees_it_and_says_so(run: Run, desk: Desk) -> None:
+    run("lora.load", lora_id="first", model_id="tiny")
+    run("lora.load", lora_id="second", model_id="tiny")
+    told = LoraInfo.model_validate(run("lora.unload", lora_id="first"))
+    assert (told.lora_id, told.loaded) == ("first", False)
+    assert [info["lora_id"] for info in run("lora.list")["loras"] if info["loaded"]] == ["second"]
+    assert not run("lora.unload", lora_id="first")["loaded"]  # once more is no error
 
 
 @pytest.mark.parametrize(

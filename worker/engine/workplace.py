@@ -75,6 +75,9 @@ class WorkerPlace:
     def part(self, key: str) -> Any:
         return self._place.residency.part(key)
 
+    def forget(self, key: str) -> bool:
+        return self._place.residency.forget(key)
+
     def close(self) -> None:
         for key in self._pins:
             self._place.residency.unpin(key)
