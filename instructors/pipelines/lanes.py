@@ -68,6 +68,8 @@ class SharedForward:
     ) -> None:
         self._forward = forward
         self._signature = inspect.signature(forward)
+        # one pipeline says None where another says nothing; the forward is the same
+        self._omissible = {name for name, one in self._signature.parameters.items() if one.default is None}
         self._sharing = sharing
         self._padding = padding
         self._fixed_rows = padding.fixed_rows
@@ -99,8 +101,8 @@ class SharedForward:
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], mix: Mix) -> tuple[Call, Hashable]:
         given = self._signature.bind(*args, **kwargs).arguments
-        values = {**given, **given.get("kwargs", {})}
-        values.pop("kwargs", None)
+        given |= given.pop("kwargs", {})
+        values = {name: value for name, value in given.items() if value is not None or name not in self._omissible}
         first = next(iter(values.values()))
         rows = int(first.shape[0])
         for name, row_shape in self._sharing.per_row.items():
