@@ -140,7 +140,7 @@ class Broker:
         while self._gone:  # what their loss brings about is of this turn, too
             self.feed(e.ConnectionGone(self._gone.pop()))
             self._send_posted()
-        self._effects.write_audits()
+        self._effects.write_behind()
         self.store.flush()
 
     def _send_posted(self) -> None:

@@ -13,7 +13,7 @@ from orchestrator.core.states import TERMINAL, JobState
 from orchestrator.payload import Payload
 from orchestrator.persistence import audit_rows, job_rows, outcome_rows, record_rows, session_row
 from orchestrator.ports import Sent
-from orchestrator.store import Duplicate, queries
+from orchestrator.store import Duplicate, Row, queries
 from orchestrator.store.writer import Completion
 from orchestrator.stored import disk_error
 from protocol import PROTOCOL_VERSION
@@ -36,6 +36,8 @@ class Effects:
         self._broker = broker
         self._acks: dict[Peer, list[dict[str, Any]]] = {}
         self._audits: list[Job] = []  # jobs in memory that have ended
+        self._told: list[Row] = []  # events of durable jobs
+        self._moved: dict[str, Row] = {}  # what became of durable jobs, by job_id
         self._carriers: dict[type, Callable[[Any], None]] = {
             c.Answer: self._answer,
             c.Accepted: self._accepted,
@@ -70,8 +72,11 @@ class Effects:
             for start in range(0, len(results), ACKS_MAX):
                 self._tell(peer, {"kind": "result_ack", "results": results[start : start + ACKS_MAX]})
 
-    def write_audits(self) -> None:
+    def write_behind(self) -> None:
         """At the end of a turn, when all is sent: nobody waits for these."""
+        if self._told:
+            self._broker.store.write([*self._told, *self._moved.values()])
+            self._told, self._moved = [], {}
         for job in self._audits:
             if self._broker.store.queued_writes < UNAUDITED_MAX:
                 self._broker.store.write(audit_rows(job))
@@ -218,7 +223,9 @@ class Effects:
         self._broker.feed(e.SettleFailed(job.job_id))
 
     def _record(self, command: c.Record) -> None:
-        self._broker.store.write(record_rows(command.job, command.record))
+        event, update = record_rows(command.job, command.record)
+        self._told.append(event)
+        self._moved[command.job.job_id] = update
 
     def _audit(self, command: c.Audit) -> None:
         _log_failure(command.job)

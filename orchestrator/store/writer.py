@@ -140,7 +140,8 @@ class Writer:
             log.error("a write was refused by the database", error=_reason(error), rows=kinds)
             self._complete([Completion(group[0].token, error=error)], group)
         else:
-            self._complete([Completion(write.token, value) for write, value in zip(group, values, strict=True)], group)
+            told = zip(group, values, strict=True)
+            self._complete([Completion(write.token, value) for write, value in told if write.token is not None], group)
         return True
 
     def _transact(self, group: list[Write]) -> list[Any]:
