@@ -47,6 +47,7 @@ class Port:
         self, context: zmq.Context, endpoints: Sequence[str], limits: WireLimits, outbox_bytes_max: int
     ) -> None:
         self.socket = make_socket(context, zmq.ROUTER, limits)
+        self._send_frame = super(zmq.Socket, self.socket).send  # pyzmq's own, without the layer for options not used
         self._outbox_bytes_max = outbox_bytes_max
         self._outbox: dict[bytes, Outbox] = {}
         self._posted: deque[Posted] = deque()
@@ -104,15 +105,15 @@ class Port:
         if outbox is not None and outbox.behind(self._outbox_bytes_max, droppable):
             return Sent.FULL
         try:
-            self.socket.send(identity, NOWAIT_MORE)
+            self._send_frame(identity, NOWAIT_MORE)
             if frames:
                 for part in parts:
-                    self.socket.send(part, NOWAIT_MORE)
+                    self._send_frame(part, NOWAIT_MORE)
                 self._send_frames(identity, frames)
             else:
                 for part in parts[:-1]:
-                    self.socket.send(part, NOWAIT_MORE)
-                self.socket.send(parts[-1], NOWAIT)
+                    self._send_frame(part, NOWAIT_MORE)
+                self._send_frame(parts[-1], NOWAIT)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:
@@ -128,9 +129,9 @@ class Port:
             view = memoryview(frame)  # of a received frame too, so that libzmq tells when it has sent it
             flags = NOWAIT if index == last else NOWAIT_MORE
             if view.nbytes < TRACKED_BYTES:
-                self.socket.send(view, flags)
+                self._send_frame(view, flags)
             else:
-                tracker = self.socket.send(view, flags, copy=False, track=True)
+                tracker = self._send_frame(view, flags, copy=False, track=True)
                 self._outbox_of(identity).add(tracker, view.nbytes)
 
     def _outbox_of(self, identity: bytes) -> "Outbox":
