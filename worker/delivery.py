@@ -38,7 +38,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._items: deque[Outgoing] = deque()
-        self._awake = False
+        self.awake = False  # a byte is in the pipe, or about to be
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -50,18 +50,19 @@ class Outbox:
 
     def put(self, item: Outgoing) -> None:
         self._items.append(item)
-        if not self._awake:
+        if not self.awake:
             self.wake()
 
     def wake(self) -> None:
-        self._awake = True
+        self.awake = True
         with suppress(BlockingIOError):  # a full pipe wakes as well
             os.write(self._writer, b"\0")
 
     def clear(self) -> None:
-        """After the poller found `fd` readable, and before `take`."""
-        os.read(self._reader, 4096)
-        self._awake = False  # what is put from now on writes a new byte
+        """Before `take`, when `fd` is readable or `awake`."""
+        with suppress(BlockingIOError):  # the byte is still to come, and wakes for nothing
+            os.read(self._reader, 4096)
+        self.awake = False  # what is put from now on writes a new byte
 
     def take(self) -> list[Outgoing]:
         """All that is there, oldest first. Never blocks."""

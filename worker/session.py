@@ -94,7 +94,7 @@ class Session:
             messages, items = self._link.wait(1000 * (self._next_duty() - time.monotonic()), writable=self._hello_stuck)
             if messages:
                 self._receive()
-            if items:
+            if items or self._outbox.awake:  # also what came meanwhile, or its wake-up would cost a turn for nothing
                 self._outbox.clear()
             for item in self._outbox.take():
                 self._pass_on(item.job, item.is_result, item.frames)
@@ -266,5 +266,5 @@ class Session:
         """While too many results wait for their acknowledgement the device begins no further job."""
         if self._held.full and self._leaving is Leaving.NO:
             self._engine.room.clear()
-        else:
+        elif not self._engine.room.is_set():
             self._engine.room.set()
