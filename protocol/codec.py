@@ -18,6 +18,9 @@ Header = dict[str, Any]
 Buffer = bytes | bytearray | memoryview  # or a ZeroMQ frame's buffer
 
 
+REWRITTEN = frozenset((dict, list, float))  # types that the canonical form may change
+
+
 class _Packers(threading.local):
     """A packer per thread: making one costs more than packing a header, and they are not thread-safe."""
 
@@ -119,7 +122,7 @@ def canonical_request(
 
 def _canonical(value: Any) -> Any:
     if type(value) is dict:
-        return {key: _canonical(value[key]) for key in sorted(value)}
+        return {key: _canonical(item) if type(item := value[key]) in REWRITTEN else item for key in sorted(value)}
     if type(value) is list:
         return [_canonical(item) for item in value]
     if type(value) is float and value.is_integer() and abs(value) <= INT_MAX:
