@@ -1,4 +1,4 @@
-"""The writer thread: everything queued goes to the disk in one transaction, one executemany per kind of row."""
+"""The writer thread: everything queued goes to the disk in one transaction, kind of row by kind of row."""
 
 import queue
 import threading
