@@ -172,6 +172,19 @@ def test_outbox_wakes_once_for_many() -> None:
     assert select.select([outbox.fd], [], [], 0)[0]
 
 
+def test_an_outbox_that_is_cleared_before_its_byte_came_wakes_for_the_next() -> None:
+    import select
+
+    outbox = Outbox()
+    outbox.awake = True  # another thread is between this and the write
+    outbox.clear()
+    assert not outbox.awake
+    item = Outgoing(job(), True, [b""])
+    outbox.put(item)
+    assert select.select([outbox.fd], [], [], 0)[0]
+    assert outbox.take() == [item]
+
+
 # Residency
 
 
