@@ -11,6 +11,7 @@ from orchestrator.replies import timing
 from orchestrator.store import ArtifactRow, EventRow, JobRow, JobUpdate, Outcome, Recovered, Row, SessionRow
 from protocol.codec import pack, unpack
 from protocol.enums import EventName, Status
+from protocol.limits import INT_MAX
 
 SEQ_GAP = 10_000  # above the highest stored seq: events that never reached the disk have been sent under these
 
@@ -57,7 +58,31 @@ def _job_row(job: Job, payload: Payload | None) -> JobRow:
         data,
         attachments,
         job.finished_ms,
+        *(() if job.finished_ms is None else _facts(job)),
     )
+
+
+def _facts(job: Job) -> tuple[int | None, int | None, str | None, int, int, str | None]:
+    """The last fields of an ended job's row: started_ms, running_ms, device_id, images, steps, error_code."""
+    outcome = job.outcome
+    assert outcome is not None
+    assert job.finished_ms is not None
+    running_ms = None if job.assigned_ms is None else max(0, job.finished_ms - job.assigned_ms)
+    pictures = outcome.data.get("images")
+    images = len(pictures) if isinstance(pictures, list) else 0
+    code = outcome.error["code"] if outcome.error and outcome.status is Status.FAILED else None
+    return job.started_ms, running_ms, outcome.device_id, images, steps_of(job), code
+
+
+def steps_of(job: Job) -> int:
+    """Denoising steps of all its pictures, as its last progress event tells."""
+    told = job.last_progress.data if job.last_progress is not None else {}
+    steps, images = told.get("steps"), told.get("images", 1)
+    if not isinstance(steps, int) or not isinstance(images, int):
+        return 0
+    completed = job.outcome is not None and job.outcome.status is Status.COMPLETED
+    done = round((1.0 if completed else job.progress) * steps * images)
+    return min(max(0, done), INT_MAX)  # what the database can take, whatever a worker said
 
 
 def _artifact_rows(
@@ -93,7 +118,8 @@ def _packed_state(status: str, attempt: int, worker_id: str | None) -> bytes:
 
 def record_rows(job: Job, record: EventRecord) -> list[Row]:
     """Written behind: an event of a durable job, and where the job now is."""
-    update = JobUpdate(job.job_id, job.tenant, job.status.value, job.attempt, job.losses, job.worker_id)
+    status = job.status.value
+    update = JobUpdate(job.job_id, job.tenant, status, job.attempt, job.losses, job.worker_id, job.started_ms)
     return [event_row(job, record), update]
 
 
@@ -111,14 +137,16 @@ def outcome_rows(job: Job, record: EventRecord, artifact_ids: Sequence[str], dig
         "attempt": job.attempt,
     }
     row = Outcome(
-        job_id=job.job_id,
-        tenant=job.tenant,
-        status=outcome.status.value,
-        attempt=job.attempt,
-        finished_ms=job.finished_ms,
-        worker_id=outcome.worker_id,
-        result=pack(result),
-        attachments=stored_attachments(outcome.attachments, artifact_ids),
+        job.job_id,
+        job.tenant,
+        outcome.status.value,
+        job.attempt,
+        job.losses,
+        job.finished_ms,
+        outcome.worker_id,
+        pack(result),
+        stored_attachments(outcome.attachments, artifact_ids),
+        *_facts(job),
     )
     return [row, event_row(job, record), *_artifact_rows(job, outcome.attachments, artifact_ids, digests)]
 
@@ -187,5 +215,6 @@ def _job_of(row: JobRow, max_seq: int) -> Job:
         attempt=row.attempt,
         losses=row.losses,
         worker_id=row.worker_id,
+        started_ms=row.started_ms,
         seq=max_seq + SEQ_GAP,
     )

@@ -144,6 +144,18 @@ def error(code: str, message: str, *, retryable: bool = False, **fields: Any) ->
     return {"code": code, "message": message, "details": {}, "retryable": retryable, "retry_after_ms": None, **fields}
 
 
+SESSION_TOLD = {
+    "session_id": "01934b2e-7c00-7000-8000-0000000000aa", "name": "batch 1", "status": "active",
+    "defaults": {"steps": 30}, "priority": 6, "idle_timeout_ms": 86_400_000, "created_at": "2026-01-31T12:00:00.000Z",
+    "jobs": {"pending": 1, "processing": 0, "completed": 2, "failed": 1, "cancelled": 0}, "progress": 0.75,
+    "analytics": {
+        "images": 8, "steps": 240, "queue_ms": {"p50": 12, "p95": 1800}, "run_ms": {"p50": 900, "p95": 2100},
+        "devices": [{"worker_id": "worker-0", "device_id": "cuda:0", "jobs": 3}], "retries": 1, "losses": 1,
+        "failures": {"out_of_memory": 1},
+    },
+}  # fmt: skip
+
+
 def responses_and_events() -> list[Vector]:
     image = {"attachment": 0, "media_type": "image/png", "width": 64, "height": 64, "seed": 7,
              "recipe": {"prompt": "a red circle on a white background", "steps": 20}}  # fmt: skip
@@ -158,6 +170,8 @@ def responses_and_events() -> list[Vector]:
                                              "estimated_completion_ms": 900, "estimate_measured": True})),
         say("no_job", "The answer of the orchestrator itself: no job.",
             response(job_id=None, status=None, data={"time": "2026-01-31T12:00:00.000Z"})),
+        say("session", "A session, with what its jobs come to.",
+            response(job_id=None, status=None, data=SESSION_TOLD)),
         say("failed", "A job that failed.",
             response(success=False, status="failed",
                      error=error("out_of_memory", "The request does not fit the device, even alone."), **ran)),

@@ -1,13 +1,18 @@
 """`session.*`"""
 
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection
 
 from orchestrator.actions.ask import Ask
 from orchestrator.clock import rfc3339
 from orchestrator.core import events as e
 from orchestrator.core.model import Session
-from orchestrator.persistence import session_of
-from orchestrator.store import queries
+from orchestrator.core.states import JobState
+from orchestrator.persistence import session_of, steps_of
+from orchestrator.store import JobStats, SessionRow, queries
 from orchestrator.store.writer import Completion
 from orchestrator.stored import disk_error
 from protocol.enums import Status
@@ -17,7 +22,9 @@ from protocol.schemas import ACTIONS, nearest
 
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
+    from orchestrator.core.core import Core
 
+T = TypeVar("T")
 NO_SESSION = "There is no session of this id."
 
 
@@ -40,7 +47,7 @@ def create(broker: "Broker", ask: Ask) -> None:
 
     def saved(completion: Completion) -> None:
         if completion.error is None:
-            broker.answer(ask, _info(session))
+            broker.answer(ask, _info(broker, session, queries.NO_JOBS))
         else:
             broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
 
@@ -49,36 +56,48 @@ def create(broker: "Broker", ask: Ask) -> None:
 
 
 def get(broker: "Broker", ask: Ask) -> None:
-    """Counts include jobs that only the disk remembers, so the answer comes from there."""
     session_id = ask.data.session_id
+    row_of, stats_of = queries.session_by_id(ask.tenant, session_id), queries.job_stats(ask.tenant, [session_id])
 
-    def read(completion: Completion) -> None:
-        if completion.error is not None:
-            broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
-            return
-        row, counts = completion.value
+    def told(found: tuple[SessionRow | None, dict[str, JobStats]]) -> None:
+        row, stats = found
         session = broker.core.session(ask.tenant, session_id) or (session_of(row) if row is not None else None)
         if session is None:
             broker.reject(ask.connection, ask.request_id, NotFound(NO_SESSION))
         else:
-            broker.answer(ask, _info(session, counts))
+            broker.answer(ask, _info(broker, session, stats[session_id]))
 
-    row_of, counts_of = queries.session_by_id(ask.tenant, session_id), queries.session_counts(ask.tenant, session_id)
-    broker.store.read(lambda connection: (row_of(connection), counts_of(connection)), broker.expect(read))
+    _read(broker, ask, lambda connection: (row_of(connection), stats_of(connection)), told)
 
 
 def list_sessions(broker: "Broker", ask: Ask) -> None:
+    rows_of = queries.list_sessions(ask.tenant, ask.data.limit)
+    known = [session.session_id for session in broker.core.sessions.by_id.values() if session.tenant == ask.tenant]
+
+    def read(connection: Connection) -> tuple[list[SessionRow], dict[str, JobStats]]:
+        rows = rows_of(connection)
+        newest = sorted({*known, *(row.session_id for row in rows)}, reverse=True)[: ask.data.limit]
+        return rows, queries.job_stats(ask.tenant, newest)(connection)
+
+    def told(found: tuple[list[SessionRow], dict[str, JobStats]]) -> None:
+        rows, stats = found
+        sessions = {row.session_id: session_of(row) for row in rows} | broker.core.sessions.by_id
+        newest = [_info(broker, sessions[key], stats[key]) for key in stats if key in sessions]
+        broker.answer(ask, {"sessions": newest})
+
+    _read(broker, ask, read, told)
+
+
+def _read(broker: "Broker", ask: Ask, query: Callable[[Connection], T], told: Callable[[T], None]) -> None:
+    """Ask the disk, which knows all jobs that have ended, as soon as it knows those that have ended by now."""
+
     def read(completion: Completion) -> None:
         if completion.error is not None:
             broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
-            return
-        stored = {row.session_id: session_of(row) for row in completion.value}
-        live = {session.session_id: session for session in broker.core.sessions.by_id.values()}
-        mine = {key: session for key, session in (stored | live).items() if session.tenant == ask.tenant}
-        newest = sorted(mine.values(), key=lambda session: session.session_id, reverse=True)
-        broker.answer(ask, {"sessions": [_info(session) for session in newest[: ask.data.limit]]})
+        else:
+            told(completion.value)
 
-    broker.store.read(queries.list_sessions(ask.tenant, ask.data.limit), broker.expect(read))
+    broker.store.write([], broker.expect(lambda _: broker.store.read(query, broker.expect(read))))
 
 
 def cancel(broker: "Broker", ask: Ask) -> None:
@@ -99,11 +118,9 @@ def _check_defaults(defaults: dict[str, Any]) -> None:
         raise InvalidRequest("The session's defaults name unknown fields.", details={"fields": fields})
 
 
-def _info(session: Session, stored: dict[str, int] | None = None) -> dict[str, Any]:
+def _info(broker: "Broker", session: Session, stats: JobStats) -> dict[str, Any]:
     """The session with its counts: those of this run, or of the disk where it knows more ended jobs."""
-    counts = {status.value: session.counts[status] for status in Status}
-    for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
-        counts[status.value] = max(counts[status.value], (stored or {}).get(status.value, 0))
+    counts = {status.value: max(session.counts[status], stats.counts.get(status.value, 0)) for status in Status}
     total = sum(counts.values())
     ended = total - len(session.live_jobs)
     return {
@@ -116,7 +133,35 @@ def _info(session: Session, stored: dict[str, int] | None = None) -> dict[str, A
         "created_at": rfc3339(session.created_ms),
         "jobs": counts,
         "progress": (ended + session.progress_sum) / total if total else None,
+        "analytics": _analytics(broker.core, session, stats),
     }
+
+
+def _analytics(core: "Core", session: Session, stats: JobStats) -> dict[str, Any]:
+    """What the disk knows of the ended jobs, and the core of the others."""
+    live = [job for job in (core.jobs[job_id] for job_id in session.live_jobs) if job.outcome is None]
+    devices = Counter(stats.devices)
+    for job in live:
+        worker = core.fleet.by_id.get(job.worker_id or "") if job.state is JobState.PROCESSING else None
+        if worker is not None:
+            devices[worker.worker_id, worker.device_id] += 1
+    return {
+        "images": stats.images,
+        "steps": stats.steps + sum(steps_of(job) for job in live),
+        "queue_ms": _spans(stats.queue_ms),
+        "run_ms": _spans(stats.run_ms),
+        "devices": [
+            {"worker_id": worker_id, "device_id": device_id, "jobs": jobs}
+            for (worker_id, device_id), jobs in sorted(devices.items())
+        ],
+        "retries": stats.retries + sum(max(0, job.attempt - 1) for job in live),
+        "losses": stats.losses + sum(job.losses for job in live),
+        "failures": stats.failures,
+    }
+
+
+def _spans(found: tuple[int, int] | None) -> dict[str, int] | None:
+    return None if found is None else {"p50": found[0], "p95": found[1]}
 
 
 HANDLERS = {

@@ -84,6 +84,10 @@ def percent(progress: float | None) -> str:
     return "" if progress is None else f"{progress:.0%}"
 
 
+def seconds(ms: int) -> str:
+    return f"{ms / 1000:.1f} s"
+
+
 def in_units(nbytes: float) -> str:
     """Bytes for people, in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

@@ -13,18 +13,22 @@ from orchestrator.cli.common import (
     print_facts,
     print_json,
     print_table,
+    seconds,
 )
 from orchestrator.cli.group import LazyGroup
 
 if TYPE_CHECKING:
+    from orchestrator.client import Client
     from protocol.schemas.session import SessionInfo
+
+NAMED_MAX = 1000  # sessions that are looked through for a name
 
 
 @click.group(
     cls=LazyGroup,
     lazy={
         "list": ("orchestrator.cli.sessions:list_sessions", "List sessions, newest first."),
-        "show": ("orchestrator.cli.sessions:show", "Show one session."),
+        "show": ("orchestrator.cli.sessions:show", "Show one session and what its jobs come to."),
         "create": ("orchestrator.cli.sessions:create", "Open a session."),
         "cancel": ("orchestrator.cli.sessions:cancel", "Cancel all jobs of a session and close it."),
     },
@@ -58,16 +62,16 @@ def list_sessions(limit: int, as_json: bool, connect: str | None) -> None:
 
 
 @click.command()
-@click.argument("session_id")
+@click.argument("session", metavar="ID|NAME")
 @json_option
 @connect_option
-def show(session_id: str, as_json: bool, connect: str | None) -> None:
-    """Show one session.
+def show(session: str, as_json: bool, connect: str | None) -> None:
+    """Show one session and what its jobs come to. Of several of one name, the newest.
 
-    Example: atelier sessions show 0197a2b4-5d7e-7c11-8a3f-0d6a1c9e4b52
+    Example: atelier sessions show posters
     """
     with connected(connect) as client:
-        found = client.sessions.get(session_id)
+        found = _find(client, session)
     _print_session(found, as_json)
 
 
@@ -117,13 +121,40 @@ def cancel(session_id: str, as_json: bool, connect: str | None) -> None:
         click.echo(f"{done.session_id}  {done.cancelled_jobs} jobs cancelled")
 
 
+def _find(client: "Client", session: str) -> "SessionInfo":
+    from protocol.errors import InvalidRequest, NotFound
+
+    try:
+        return client.sessions.get(session)
+    except (NotFound, InvalidRequest):  # a name may be longer than an id
+        named = [item for item in client.sessions.list(NAMED_MAX) if item.name == session]  # the newest first
+        if not named:
+            raise
+        return named[0]
+
+
 def _print_session(session: "SessionInfo", as_json: bool) -> None:
     if as_json:
         print_json(session)
         return
-    facts = session.model_dump(mode="json")
+    facts, told = session.model_dump(mode="json", exclude={"analytics"}), session.analytics
     shown = {"jobs": _counts(session.jobs), "progress": percent(session.progress)}
-    print_facts({**facts, **shown, "defaults": json.dumps(session.defaults) if session.defaults else None})
+    failures = ", ".join(f"{count} {code}" for code, count in sorted(told.failures.items()))
+    analytics = {
+        "images": told.images or None,
+        "steps": told.steps or None,
+        "retries": told.retries or None,
+        "losses": told.losses or None,
+        "failures": failures,
+    }
+    print_facts({**facts, **shown, "defaults": json.dumps(session.defaults) if session.defaults else None, **analytics})
+    spans = [(name, span) for name, span in (("waited", told.queue_ms), ("ran", told.run_ms)) if span is not None]
+    if spans:
+        click.echo()
+        print_table(("JOBS", "P50", "P95"), [(name, seconds(span.p50), seconds(span.p95)) for name, span in spans], "")
+    if told.devices:
+        click.echo()
+        print_table(("WORKER", "DEVICE", "JOBS"), [(at.worker_id, at.device_id, at.jobs) for at in told.devices], "")
 
 
 def _counts(jobs: dict[str, int]) -> str:

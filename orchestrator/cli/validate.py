@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import connect_option, connected, in_units, json_option, print_json, print_table
+from orchestrator.cli.common import connect_option, connected, in_units, json_option, print_json, print_table, seconds
 from orchestrator.cli.group import FAILED, end, told
 from orchestrator.cli.picture_options import picture_options
 
@@ -43,9 +43,9 @@ def _print(found: "ValidateResult") -> None:
         (
             worker.worker_id,
             worker.device_id,
-            _seconds(worker.start_ms),
-            "" if worker.warm else _seconds(worker.load_ms),
-            _seconds(worker.run_ms),
+            seconds(worker.start_ms),
+            "" if worker.warm else seconds(worker.load_ms),
+            seconds(worker.run_ms),
             "" if worker.memory_bytes is None else in_units(worker.memory_bytes),
         )
         for worker in found.workers
@@ -53,7 +53,3 @@ def _print(found: "ValidateResult") -> None:
     print_table(("WORKER", "DEVICE", "STARTS IN", "LOADS", "RUNS", "MEMORY"), rows, "It waits for a worker.")
     if not found.estimate_measured:
         click.echo("No such request has run yet: the times are guesses.", err=True)
-
-
-def _seconds(ms: int) -> str:
-    return f"{ms / 1000:.1f} s"

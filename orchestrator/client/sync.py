@@ -247,6 +247,7 @@ class Sessions:
         return self._client.fetch(SessionInfo, "session.create", {"name": name, "defaults": defaults or {}, **fields})
 
     def get(self, session_id: str) -> SessionInfo:
+        """The session with its counts and `analytics`."""
         return self._client.fetch(SessionInfo, "session.get", {"session_id": session_id})
 
     def list(self, limit: int = 50) -> "list[SessionInfo]":

@@ -13,6 +13,7 @@ from orchestrator.store.rows import (
     EventRow,
     JobRecord,
     JobRow,
+    JobStats,
     JobSummary,
     Recovered,
     SessionRow,
@@ -21,6 +22,8 @@ from orchestrator.store.schema import ACTIVE, artifacts, job_events, jobs, sessi
 from orchestrator.store.statements import LOOKUP_ROWS_MAX
 from protocol.enums import Status
 
+ENDED = [status.value for status in Status if status.terminal]
+NO_JOBS = JobStats(dict.fromkeys(ENDED, 0), 0, 0, 0, 0, None, None, {}, {})
 _job_columns = [jobs.c[name] for name in JobRow._fields]
 _session_columns = [sessions.c[name] for name in SessionRow._fields]
 _artifact_columns = [artifacts.c[name] for name in ArtifactRow._fields]
@@ -83,10 +86,65 @@ def list_sessions(tenant: str, limit: int = 50) -> Callable[[Connection], list[S
     return lambda connection: [SessionRow(*row) for row in connection.execute(query)]
 
 
-def session_counts(tenant: str, session_id: str) -> Callable[[Connection], dict[str, int]]:
-    """How many stored jobs the session has, by status."""
-    query = select(jobs.c.status, func.count()).where(jobs.c.tenant == tenant, jobs.c.session_id == session_id)
-    return lambda connection: dict(iter(connection.execute(query.group_by(jobs.c.status))))
+def job_stats(tenant: str, session_ids: Sequence[str]) -> Callable[[Connection], dict[str, JobStats]]:
+    """What the ended jobs of each of these sessions come to."""
+
+    def run(connection: Connection) -> dict[str, JobStats]:
+        found: dict[str, JobStats] = {}
+        for start in range(0, len(session_ids), LOOKUP_ROWS_MAX):
+            found |= _job_stats(connection, tenant, session_ids[start : start + LOOKUP_ROWS_MAX])
+        return found
+
+    return run
+
+
+def _job_stats(connection: Connection, tenant: str, session_ids: Sequence[str]) -> dict[str, JobStats]:
+    key = jobs.c.session_id
+    ended = (jobs.c.tenant == tenant) & key.in_(session_ids) & jobs.c.finished_ms.is_not(None)
+
+    def grouped(*values: Any) -> dict[str, dict[Any, int]]:
+        """session_id -> what it is grouped by, where that is there -> how many."""
+        groups: dict[str, dict[Any, int]] = {}
+        query = select(key, *values, func.count()).where(ended, values[-1].is_not(None)).group_by(key, *values)
+        for session_id, *what, count in connection.execute(query):
+            groups.setdefault(session_id, {})[what[0] if len(what) == 1 else tuple(what)] = count
+        return groups
+
+    by_status = [case((jobs.c.status == status, 1), else_=0) for status in ENDED]
+    retries = case((jobs.c.attempt > 1, jobs.c.attempt - 1), else_=0)
+    sums = [func.coalesce(func.sum(of), 0) for of in (jobs.c.images, jobs.c.steps, retries, jobs.c.losses, *by_status)]
+    totals = {row[0]: row[1:] for row in connection.execute(select(key, *sums).where(ended).group_by(key))}
+    devices = grouped(jobs.c.worker_id, jobs.c.device_id)
+    failures = grouped(jobs.c.error_code)
+    queue_ms = _percentiles(connection, ended, jobs.c.started_ms - jobs.c.created_ms)
+    run_ms = _percentiles(connection, ended, jobs.c.running_ms)
+    found = {}
+    for session_id in session_ids:
+        images, steps, retried, losses, *counts = totals.get(session_id, [0] * len(sums))
+        found[session_id] = JobStats(
+            counts=dict(zip(ENDED, counts, strict=True)),
+            images=images,
+            steps=steps,
+            retries=retried,
+            losses=losses,
+            queue_ms=queue_ms.get(session_id),
+            run_ms=run_ms.get(session_id),
+            devices=devices.get(session_id, {}),
+            failures=failures.get(session_id, {}),
+        )
+    return found
+
+
+def _percentiles(connection: Connection, ended: Any, value: Any) -> dict[str, tuple[int, int]]:
+    """session_id -> (p50, p95) of its jobs that have a value; sorted by the database, however many there are."""
+    key = jobs.c.session_id
+    place = func.row_number().over(partition_by=key, order_by=value).label("place")
+    count = func.count().over(partition_by=key).label("n")
+    inner = select(key, value.label("value"), place, count).where(ended, value.is_not(None)).subquery()
+    p50, p95 = ((inner.c.n * percent + 99) // 100 for percent in (50, 95))
+    at = [func.max(case((inner.c.place == rank, inner.c.value))) for rank in (p50, p95)]
+    query = select(inner.c.session_id, *at).group_by(inner.c.session_id)
+    return {session_id: (max(0, low), max(0, high)) for session_id, low, high in connection.execute(query)}
 
 
 def unknown_artifacts(artifact_ids: Sequence[str]) -> Callable[[Connection], list[str]]:

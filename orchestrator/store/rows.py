@@ -7,7 +7,8 @@ class JobRow(NamedTuple):
     """A new job. Among durable rows (tenant, request_id) is unique.
 
     `data` is the msgpack of the request's data map, `attachments` that of a list of {media_type, nbytes, artifact_id}.
-    A job that is written only when it has ended carries a terminal `status` and `finished_ms`.
+    A job that is written only when it has ended carries a terminal `status`, `finished_ms` and what follows it, as in
+    Outcome.
     """
 
     job_id: str
@@ -32,6 +33,12 @@ class JobRow(NamedTuple):
     data: bytes
     attachments: bytes
     finished_ms: int | None = None
+    started_ms: int | None = None
+    running_ms: int | None = None
+    device_id: str | None = None
+    images: int | None = None
+    steps: int | None = None
+    error_code: str | None = None
 
 
 class JobUpdate(NamedTuple):
@@ -43,6 +50,7 @@ class JobUpdate(NamedTuple):
     attempt: int
     losses: int
     worker_id: str | None
+    started_ms: int | None  # of the first attempt
 
 
 class Outcome(NamedTuple):
@@ -55,10 +63,17 @@ class Outcome(NamedTuple):
     tenant: str
     status: str
     attempt: int
+    losses: int
     finished_ms: int
     worker_id: str | None
     result: bytes
     attachments: bytes
+    started_ms: int | None  # of the first attempt; None: none was begun
+    running_ms: int | None  # of the last attempt
+    device_id: str | None  # where a worker ended it
+    images: int  # pictures in the result
+    steps: int  # denoising steps that were told
+    error_code: str | None  # of a failed job
 
 
 class EventRow(NamedTuple):
@@ -146,6 +161,20 @@ class JobSummary(NamedTuple):
     created_ms: int
     finished_ms: int | None
     result: bytes | None
+
+
+class JobStats(NamedTuple):
+    """What the ended jobs of a session come to. Percentiles are (p50, p95) by nearest rank, None without any value."""
+
+    counts: dict[str, int]  # by status
+    images: int
+    steps: int
+    retries: int  # attempts beyond the first of each job
+    losses: int
+    queue_ms: tuple[int, int] | None  # from receipt to the first attempt
+    run_ms: tuple[int, int] | None  # of the last attempt
+    devices: dict[tuple[str, str], int]  # (worker_id, device_id) -> jobs
+    failures: dict[str, int]  # error code -> jobs
 
 
 class Recovered(NamedTuple):

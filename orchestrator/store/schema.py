@@ -36,6 +36,12 @@ jobs = Table(
     Column("finished_ms", BigInteger),
     Column("result", LargeBinary),
     Column("result_attachments", LargeBinary),
+    Column("started_ms", BigInteger),
+    Column("running_ms", BigInteger),
+    Column("device_id", String),
+    Column("images", Integer),
+    Column("steps", BigInteger),
+    Column("error_code", String),
 )
 # The idempotency key. Jobs that were not durable leave only a summary, which must not stand in a later one's way.
 Index(
@@ -56,6 +62,26 @@ Index(
 )
 Index("jobs_status", jobs.c.tenant, jobs.c.status, jobs.c.job_id)  # else a list of running jobs reads a day's jobs
 Index("jobs_finished", jobs.c.finished_ms)  # null: live
+_of_session = jobs.c.session_id.is_not(None) & jobs.c.finished_ms.is_not(None)
+Index(  # all that a session's analytics need, so that no job's data and result are read for them
+    "jobs_ended",
+    jobs.c.tenant,
+    jobs.c.session_id,
+    jobs.c.finished_ms,
+    jobs.c.status,
+    jobs.c.created_ms,
+    jobs.c.started_ms,
+    jobs.c.running_ms,
+    jobs.c.worker_id,
+    jobs.c.device_id,
+    jobs.c.attempt,
+    jobs.c.losses,
+    jobs.c.images,
+    jobs.c.steps,
+    jobs.c.error_code,
+    sqlite_where=_of_session,
+    postgresql_where=_of_session,
+)
 
 job_events = Table(
     "job_events",

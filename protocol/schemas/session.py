@@ -27,6 +27,32 @@ class SessionList(ActionData):
     limit: Annotated[Int, Field(ge=1, le=1000)] = 50
 
 
+class Spans(ResultData):
+    """How a span of time spreads over jobs, by nearest rank, in ms."""
+
+    p50: int  # half of the jobs took so long at most
+    p95: int
+
+
+class DeviceJobs(ResultData):
+    worker_id: str
+    device_id: str
+    jobs: int
+
+
+class SessionAnalytics(ResultData):
+    """Of the jobs that have ended, kept as long as those; and of those under way, as far as they are."""
+
+    images: int = 0  # pictures in results
+    steps: int = 0  # denoising steps, of each job's last attempt, as its `progress` events told
+    queue_ms: Spans | None = None  # of ended jobs, from receipt to the first attempt; null: none was begun
+    run_ms: Spans | None = None  # of ended jobs, their last attempt; null: none was begun
+    devices: list[DeviceJobs] = []  # where jobs run, and where they ended; not those that the server ended
+    retries: int = 0  # attempts beyond each job's first
+    losses: int = 0  # attempts that ended because their worker vanished
+    failures: dict[str, int] = {}  # failed jobs by error code
+
+
 class SessionInfo(ResultData):
     session_id: str
     name: str
@@ -37,6 +63,7 @@ class SessionInfo(ResultData):
     created_at: str
     jobs: dict[str, int]  # by status
     progress: float | None = None  # 0 to 1 over all its jobs; null without any
+    analytics: SessionAnalytics = SessionAnalytics()
 
 
 class SessionListResult(ResultData):
@@ -50,7 +77,9 @@ class SessionCancelResult(ResultData):
 
 ACTIONS = [
     Action("session.create", "orchestrator", SessionCreate, SessionInfo, "Open a session."),
-    Action("session.get", "orchestrator", SessionRef, SessionInfo, "One session with its counts and progress."),
+    Action(
+        "session.get", "orchestrator", SessionRef, SessionInfo, "One session with its counts and analytics."
+    ),
     Action("session.list", "orchestrator", SessionList, SessionListResult, "The tenant's sessions, newest first."),
     Action("session.cancel", "orchestrator", SessionRef, SessionCancelResult, "Cancel all jobs and close it."),
 ]

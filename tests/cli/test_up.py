@@ -218,7 +218,17 @@ def test_sessions(up: Studio) -> None:
     session_id = made["session_id"]
     report = as_json(up, "generate", PROMPT, "--session", session_id, "-o", "session.png")
     assert report["images"][0]["recipe"]["steps"] == 2
-    assert "1 completed" in ok(up, "sessions", "show", session_id)
+    shown = ok(up, "sessions", "show", session_id)
+    assert "1 completed" in shown
+    assert ["images", "1"] in [line.split() for line in shown.splitlines()]
+    assert ["steps", "2"] in [line.split() for line in shown.splitlines()]
+    assert ["cpu", "1"] in [line.split()[1:] for line in shown.splitlines()]
+    ran = next(line.split() for line in shown.splitlines() if line.startswith("ran "))
+    assert float(ran[1]) <= float(ran[3]) < 60
+    assert session_id in ok(up, "sessions", "show", "posters")
+    assert as_json(up, "sessions", "show", "posters")["analytics"]["images"] == 1
+    unknown = up.run("sessions", "show", "nobody's")
+    assert (unknown.returncode, "not_found" in unknown.stderr) == (1, True)
     assert session_id in ok(up, "sessions", "list")
     assert ok(up, "sessions", "cancel", session_id) == f"{session_id}  0 jobs cancelled\n"
     assert as_json(up, "sessions", "show", session_id)["status"] == "cancelled"

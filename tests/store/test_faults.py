@@ -82,10 +82,10 @@ def test_a_full_disk_is_told_and_survived(harness: Harness) -> None:
 def test_unawaited_rows_keep_their_order_through_a_failing_disk(harness: Harness) -> None:
     harness.write(job("j1"))
     with full_disk(harness):
-        harness.store.write([JobUpdate("j1", "default", "processing", 1, 0, "a"), event("j1", 1, data=BIG)])
+        harness.store.write([JobUpdate("j1", "default", "processing", 1, 0, "a", 2000), event("j1", 1, data=BIG)])
         harness.store.write([job("asked")], "asked")
         assert harness.wait("asked").error is not None
-        harness.store.write([JobUpdate("j1", "default", "processing", 2, 1, "b")])
+        harness.store.write([JobUpdate("j1", "default", "processing", 2, 1, "b", 2000)])
     harness.write(event("j1", 2))
     row = harness.read(queries.job_by_id("default", "j1")).row
     assert (row.attempt, row.worker_id) == (2, "b")

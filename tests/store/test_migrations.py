@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from orchestrator.store import Store, StoreInUse, StoreTooNew, engine
+from orchestrator.store import Store, StoreInUse, StoreTooNew, engine, queries
 from orchestrator.store.schema import metadata
 from orchestrator.store.statements import Statements
 from tests.store.support import Harness, job
@@ -45,16 +46,40 @@ def test_opening_again_keeps_the_rows(open_store: Callable[[], Harness]) -> None
     assert [row.job_id for row in open_store().store.load().jobs] == ["j1"]
 
 
+def test_a_database_of_the_first_version_keeps_its_jobs(
+    open_store: Callable[[], Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrations = shutil.copytree(engine.MIGRATIONS, tmp_path / "migrations")
+    for script in (migrations / "versions").glob("*.py"):
+        if not script.name.startswith("0001"):
+            script.unlink()
+    with monkeypatch.context() as before:
+        before.setattr(engine, "MIGRATIONS", migrations)
+        first = open_store()
+    row = job("j1", session_id="s1", status="completed", attempt=2, finished_ms=5000)
+    with sqlite3.connect(first.path) as connection:
+        old = {name: value for name, value in row._asdict().items() if value is not None}
+        marks = ", ".join("?" * len(old))
+        connection.execute(f"INSERT INTO jobs ({', '.join(old)}) VALUES ({marks})", list(old.values()))
+    connection.close()
+    first.store.close(5)
+    now = open_store()
+    assert now.read(queries.job_by_id("default", "j1")).row == row
+    stats = now.read(queries.job_stats("default", ["s1"]))["s1"]
+    assert (stats.counts["completed"], stats.retries, stats.images, stats.run_ms) == (1, 1, 0, None)
+
+
 def test_every_table_carries_the_tenant() -> None:
     for table in metadata.tables.values():
         assert not table.c.tenant.nullable
 
 
 def test_a_failing_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = ScriptDirectory(str(engine.MIGRATIONS)).get_current_head()
     migrations = shutil.copytree(engine.MIGRATIONS, tmp_path / "migrations")
-    (migrations / "versions" / "0002_broken.py").write_text(
+    (migrations / "versions" / "9999_broken.py").write_text(
         "from alembic import op\n"
-        "revision, down_revision = '0002', '0001'\n"
+        f"revision, down_revision = '9999', '{newest}'\n"
         "def upgrade():\n"
         "    op.execute('CREATE TABLE half (x)')\n"
         "    op.execute('CREATE TABLE half (x)')\n"

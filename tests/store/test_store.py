@@ -1,5 +1,6 @@
 """Writing and reading: order, groups, duplicates, expiry, recovery."""
 
+import math
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from orchestrator.store import (
     Duplicate,
     Expire,
     Expired,
+    JobRow,
+    JobStats,
     JobUpdate,
     Outcome,
     SessionRow,
@@ -27,7 +30,9 @@ END_MS = 5000
 
 
 def outcome(job_id: str, **fields: object) -> Outcome:
-    row = Outcome(job_id, "default", "completed", 1, END_MS, "worker-1", b"\x80", b"\x90")
+    row = Outcome(
+        job_id, "default", "completed", 1, 0, END_MS, "worker-1", b"\x80", b"\x90", 2000, 500, "cpu", 0, 0, None
+    )
     return row._replace(**fields)
 
 
@@ -52,9 +57,9 @@ def test_a_job_comes_back_as_it_was_written(harness: Harness) -> None:
 
 def test_a_job_through_its_life(harness: Harness) -> None:
     harness.write(job("j1"), event("j1", 1))
-    harness.write(JobUpdate("j1", "default", "processing", 2, 1, "worker-1"), event("j1", 2))
+    harness.write(JobUpdate("j1", "default", "processing", 2, 1, "worker-1", 2000), event("j1", 2))
     record = harness.read(queries.job_by_id("default", "j1"))
-    assert record.row == job("j1", status="processing", attempt=2, losses=1, worker_id="worker-1")
+    assert record.row == job("j1", status="processing", attempt=2, losses=1, worker_id="worker-1", started_ms=2000)
     harness.write(outcome("j1", attempt=2, result=b"result", attachments=b"files"), event("j1", 7))
     record = harness.read(queries.job_by_id("default", "j1"))
     assert (record.row.status, record.row.attempt, record.row.finished_ms) == ("completed", 2, END_MS)
@@ -68,20 +73,20 @@ def test_the_first_end_of_a_job_wins(harness: Harness) -> None:
     harness.write(job("j1"))
     harness.write(outcome("j1", status="cancelled"))
     harness.write(outcome("j1", status="completed"))
-    harness.write(JobUpdate("j1", "default", "processing", 2, 0, "worker-1"))
+    harness.write(JobUpdate("j1", "default", "processing", 2, 0, "worker-1", 2000))
     assert harness.read(queries.job_by_id("default", "j1")).row.status == "cancelled"
 
 
 def test_rows_of_one_group_take_effect_in_order(harness: Harness) -> None:
     harness.write(
         job("j1"),
-        JobUpdate("j1", "default", "processing", 1, 0, "a"),
-        JobUpdate("j1", "default", "processing", 2, 1, "b"),
-        outcome("j1", attempt=2),
+        JobUpdate("j1", "default", "processing", 1, 0, "a", 2000),
+        JobUpdate("j1", "default", "processing", 2, 1, "b", 2000),
+        outcome("j1", attempt=2, losses=2),
         session("s1", status="active"),
         session("s1", status="cancelled", touched_ms=2000),
     )
-    assert harness.read(queries.job_by_id("default", "j1")).row.losses == 1
+    assert harness.read(queries.job_by_id("default", "j1")).row.losses == 2
     assert harness.read(queries.job_by_id("default", "j1")).row.status == "completed"
     assert harness.read(queries.session_by_id("default", "s1")) == session("s1", status="cancelled", touched_ms=2000)
 
@@ -164,13 +169,13 @@ def test_recovery_gives_live_jobs_in_order_with_their_last_seq(open_store: Calla
     first = open_store()
     first.write(job("c", created_ms=1), job("a", created_ms=3), job("b", created_ms=2), job("d", created_ms=2))
     first.write(event("a", 1), event("a", 9), event("b", 4), event("d", 2))
-    first.write(JobUpdate("b", "default", "processing", 1, 0, "worker-1"), outcome("d"))
+    first.write(JobUpdate("b", "default", "processing", 1, 0, "worker-1", 2000), outcome("d"))
     first.write(session("s2", created_ms=2), session("s1", created_ms=1), session("s0", status="cancelled"))
     first.store.close(5)
     recovered = open_store().store.load()
     assert recovered.jobs == [
         job("c", created_ms=1),
-        job("b", created_ms=2, status="processing", attempt=1, worker_id="worker-1"),
+        job("b", created_ms=2, status="processing", attempt=1, worker_id="worker-1", started_ms=2000),
         job("a", created_ms=3),
     ]
     assert recovered.sessions == [session("s1", created_ms=1), session("s2", created_ms=2)]
@@ -202,7 +207,57 @@ def test_lists_page_newest_first(harness: Harness) -> None:
     results = {row.job_id: row.result for row in harness.read(queries.list_jobs("default"))}
     assert results["j3"] == b"why"
     assert results["j4"] is None
-    assert harness.read(queries.session_counts("default", "s1")) == {"pending": 2, "failed": 1}
+
+
+def ended(job_id: str, **fields: Any) -> JobRow:
+    """A job of session s1 that a worker ended: it waited 100 ms and ran 500 ms."""
+    common = {"session_id": "s1", "status": "completed", "attempt": 1, "worker_id": "worker-1", "finished_ms": END_MS,
+              "started_ms": 1100, "running_ms": 500, "device_id": "cpu", "images": 1, "steps": 20}  # fmt: skip
+    return job(job_id, **{**common, **fields})
+
+
+def test_the_stats_of_a_session(harness: Harness) -> None:
+    harness.write(
+        ended("j1"),
+        ended("j2", attempt=3, losses=1, images=4, steps=80, started_ms=3000, running_ms=900),
+        ended("j3", status="failed", error_code="out_of_memory", worker_id="worker-2", images=0, steps=7),
+        ended("j4", status="failed", error_code="poisoned", attempt=3, losses=3, device_id=None, running_ms=10),
+        ended("j5", status="cancelled", attempt=0, started_ms=None, running_ms=None, worker_id=None, device_id=None),
+        job("j6", session_id="s1", status="processing", attempt=2, losses=1, started_ms=1200),  # lives
+        ended("j7", session_id="s2"),
+        ended("j8", tenant="other"),
+        ended("j9", session_id=None),
+    )
+    found = harness.read(queries.job_stats("default", ["s1", "s2", "none"]))
+    assert found["s1"] == JobStats(
+        counts={"cancelled": 1, "completed": 2, "failed": 2},
+        images=7,
+        steps=147,
+        retries=4,
+        losses=4,
+        queue_ms=(100, 2000),
+        run_ms=(500, 900),
+        devices={("worker-1", "cpu"): 2, ("worker-2", "cpu"): 1},
+        failures={"out_of_memory": 1, "poisoned": 1},
+    )
+    assert (found["s2"].counts, found["s2"].queue_ms) == ({"completed": 1, "failed": 0, "cancelled": 0}, (100, 100))
+    assert found["none"] == JobStats(
+        dict.fromkeys(("completed", "failed", "cancelled"), 0), 0, 0, 0, 0, None, None, {}, {}
+    )
+    assert harness.read(queries.job_stats("other", ["s1"]))["s1"].counts["completed"] == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 19, 20, 21, 40, 100, 101])
+def test_percentiles_are_the_nearest_rank(harness: Harness, count: int) -> None:
+    values = [(7 * number) % count for number in range(count)] if count % 7 else list(range(count))
+    harness.write(*(ended(f"j{number:03}", running_ms=value) for number, value in enumerate(values)))
+    expected = tuple(sorted(values)[math.ceil(count * share / 100) - 1] for share in (50, 95))
+    assert harness.read(queries.job_stats("default", ["s1"]))["s1"].run_ms == expected
+
+
+def test_a_clock_that_was_set_back_makes_no_negative_wait(harness: Harness) -> None:
+    harness.write(ended("j1", created_ms=9000))
+    assert harness.read(queries.job_stats("default", ["s1"]))["s1"].queue_ms == (0, 0)
 
 
 def test_sessions_and_artifacts_by_id(harness: Harness) -> None:
@@ -264,6 +319,18 @@ def test_a_bite_of_equal_times_still_ends(harness: Harness, monkeypatch: pytest.
     assert harness.read(queries.list_jobs("default")) == []
 
 
+def plans_of(harness: Harness, query: Callable[[Any], Any]) -> list[list[str]]:
+    """How the database would run each statement of a query."""
+    with harness.store._engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        texts: list[str] = []
+        driver.set_trace_callback(texts.append)
+        query(connection)
+        driver.set_trace_callback(None)
+        asked = [text for text in texts if text.startswith(("SELECT", "DELETE", "UPDATE"))]
+        return [[row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {text}")] for text in asked]
+
+
 @pytest.mark.parametrize(
     ("query", "index"),
     [
@@ -280,22 +347,21 @@ def test_a_bite_of_equal_times_still_ends(harness: Harness, monkeypatch: pytest.
     ],
 )
 def test_queries_use_an_index(harness: Harness, query: Callable, index: str) -> None:
-    plans: list[str] = []
-
-    with harness.store._engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
-        texts: list[str] = []
-        driver.set_trace_callback(texts.append)
-        query(connection)
-        driver.set_trace_callback(None)
-        for text in texts:
-            if text.startswith(("SELECT", "DELETE", "UPDATE")):
-                plans.extend(row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {text}"))
+    plans = [line for plan in plans_of(harness, query) for line in plan]
     assert any(index in plan for plan in plans), plans
     scans = [plan for plan in plans if plan.startswith(("SCAN jobs", "SCAN job_events"))]
     assert not [plan for plan in scans if "INDEX jobs_request" not in plan], plans  # all requests are read, at start
     if query is not queries.recovered:  # it sorts, once at start
         assert not [plan for plan in plans if "FOR ORDER BY" in plan], plans
+
+
+def test_stats_read_no_jobs_but_their_index(harness: Harness) -> None:
+    plans = plans_of(harness, queries.job_stats("default", ["s"]))
+    searches = [line for plan in plans for line in plan if "jobs" in line]
+    assert len(searches) == 5
+    assert set(searches) == {
+        "SEARCH jobs USING COVERING INDEX jobs_ended (tenant=? AND session_id=? AND finished_ms>?)"
+    }
 
 
 @pytest.mark.parametrize("name", ["job_update", "outcome"])
