@@ -38,6 +38,12 @@ DTYPE_BITS = {
     "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
 
+CHANGING = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion3", "flux", "qwen_image", "z_image")
+"""Families that can begin with a picture: diffusers has their img2img and inpainting."""
+MIXING = ("stable_diffusion", "stable_diffusion_xl")
+"""Families that take LoRAs and ControlNets."""
+INPAINTING_CHANNELS = 9  # of a UNet made for inpainting: latents, mask, latents of the masked picture
+
 log = structlog.get_logger("instructors.models")
 
 
@@ -56,13 +62,24 @@ class Model:
     elements: dict[str, int]
     hashes: dict[str, str]
     content_hash: str
+    only_inpaints: bool = False
+
+    @property
+    def actions(self) -> list[str]:
+        """What can be asked of it."""
+        if self.only_inpaints:
+            return ["inference.inpainting"]
+        kinds = ["text2img"]
+        kinds += ["img2img", "inpainting"] if self.family in CHANGING else []
+        kinds += ["lora", "controlnet"] if self.family in MIXING else []
+        return [f"inference.{kind}" for kind in kinds]
 
     def to_wire(self) -> dict[str, Any]:
         """The entry in a worker's capabilities."""
         return {
             "model_id": self.model_id,
             "family": self.family,
-            "actions": ["inference.text2img"],
+            "actions": self.actions,
             "content_hash": self.content_hash,
         }
 
@@ -126,7 +143,8 @@ class ModelFolder:
         index = _read_index(path)
         components = _check_index(index)
         digest, hashes, elements = self.inspect(path)
-        return Model(model_id, path, _family(index["_class_name"]), components, elements, hashes, digest)
+        family, only_inpaints = _family(index["_class_name"]), _only_inpaints(path / "unet/config.json")
+        return Model(model_id, path, family, components, elements, hashes, digest, only_inpaints)
 
     def _contained(self, model_id: str) -> Path:
         """The one place that turns a name from outside into a path, and never into one outside the root."""
@@ -261,9 +279,17 @@ def _check_index(index: dict[str, Any]) -> dict[str, tuple[str, str] | None]:
 
 
 def _family(class_name: str) -> str:
-    """`StableDiffusionXLPipeline` -> `stable_diffusion_xl`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name.removesuffix("Pipeline"))
-    return words.lower()
+    """`StableDiffusionXLPipeline`, `StableDiffusionXLInpaintPipeline` -> `stable_diffusion_xl`."""
+    name = re.sub(r"(Inpaint|Img2Img)?Pipeline$", "", class_name)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _only_inpaints(unet: Path) -> bool:
+    """Whether the UNet of this configuration wants mask and masked picture, too."""
+    try:
+        return bool(json.loads(unet.read_bytes())["in_channels"] == INPAINTING_CHANNELS)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no UNet, or files that loading will refuse
+        return False
 
 
 def _label(file: Path) -> str:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
 PREVIEW_QUALITY = 80
-INPAINTING_CHANNELS = 9  # of a UNet made for inpainting: latents, mask, latents of the masked picture
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
@@ -85,11 +84,6 @@ class LoadedModel:
         return int(getattr(self._pipeline, "vae_scale_factor", 8))
 
     @property
-    def _wants_masks(self) -> bool:
-        """Whether the UNet sees latents, mask and the latents of the masked picture."""
-        return bool(self._unet_config.get("in_channels") == INPAINTING_CHANNELS)
-
-    @property
     def _unet_config(self) -> Any:
         return getattr(getattr(self._pipeline, "unet", None), "config", {})
 
@@ -99,7 +93,7 @@ class LoadedModel:
 
     def pipeline(self, kind: "Kind", controlnets: Sequence["LoadedControlNet"] = ()) -> Any:
         """The family's pipeline for this kind of work, with the same components. Raises InvalidRequest."""
-        if self._wants_masks and kind != "inpainting":
+        if self.model.only_inpaints and kind != "inpainting":
             raise InvalidRequest(f"This model is made for inpainting alone: it cannot do {kind}.")
         if controlnets:
             return self._with_controlnets(kind, controlnets)

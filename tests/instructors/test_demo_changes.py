@@ -102,7 +102,7 @@ def test_at_half_strength_a_shape_takes_the_prompts_colour_in_its_place(registry
     made = painted(registry, desk, "img2img", pictures, [full_caption(scene) for scene in wanted], strength=0.5)
     assert share(same(image, scene) for image, scene in zip(made, wanted, strict=True)) >= 0.9
     places = [coverage(scene.kind, scene.x, scene.y, scene.radius) > 0.5 for scene in scenes]
-    assert np.mean([overlap(shape_mask(image), place) for image, place in zip(made, places, strict=True)]) >= 0.8
+    assert np.mean([overlap(shape_mask(image), place) for image, place in zip(made, places, strict=True)]) >= 0.7
 
 
 def test_the_encoder_draws_nothing(registry: Any, desk: Desk) -> None:

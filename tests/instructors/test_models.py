@@ -12,6 +12,7 @@ import pytest
 
 from instructors.models import ModelFolder, check_weights
 from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
+from tests.instructors import tiny
 
 UNET = Path("unet/diffusion_pytorch_model.safetensors")
 
@@ -37,9 +38,21 @@ def test_what_is_found(root: Path) -> None:
     assert entry == {
         "model_id": "tiny",
         "family": "stable_diffusion",
-        "actions": ["inference.text2img"],
+        "actions": [f"inference.{kind}" for kind in ("text2img", "img2img", "inpainting", "lora", "controlnet")],
         "content_hash": model.content_hash,
     }
+
+
+def test_what_a_model_can_be_asked_for(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    for family, actions in (("sd3", ["text2img", "img2img", "inpainting"]), ("sdxl_inpaint", ["inpainting"])):
+        tiny.build(tmp_path / family, family)
+        assert folder.find(family).actions == [f"inference.{action}" for action in actions]
+    assert folder.find("sdxl_inpaint").family == "stable_diffusion_xl"
+    unet = tmp_path / "sdxl_inpaint/unet/config.json"
+    for text in ("", "[]", "{}", '{"in_channels": "9"}', "[" * 100_000):
+        unet.write_text(text)
+        assert "inference.text2img" in folder.find("sdxl_inpaint").actions
 
 
 def test_no_folder_no_models(tmp_path: Path) -> None:
