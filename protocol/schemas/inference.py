@@ -164,7 +164,7 @@ class InpaintingData(ChangeData):
     mask_blur: Annotated[Int, Field(ge=0, le=64)] = 4  # softens the mask's edge, in pixels of the image
     invert_mask: bool = False  # black is repainted instead
     padding_mask_crop: Annotated[Int, Field(ge=0, le=512)] | None = None
-    # work on the mask's surroundings only, with so many pixels around it, at full size; null: on the whole image
+    # work on the mask's surroundings only, so many pixels around it, at the model's own size; null: on the whole image
 
     @field_validator("mask_image")
     @classmethod
