@@ -89,6 +89,9 @@ def follow(data: PictureData, plan: "Plan", loaded: "LoadedModel", context: Cont
     if len({use.guess_mode for use in data.controlnets}) > 1:  # the stock pipelines have one for all
         raise images.invalid(FIELD, "guess_mode must be the same for all of them")
     plan.controlnets = nets = [load(use.controlnet_id, loaded, context) for use in data.controlnets]
+    if data.guidance_end < 1 and (plan.kind == "inpainting" or any(net.is_union for net in nets)):
+        # the stock loops do not take back what a callback makes of their masks and control pictures
+        raise images.invalid("guidance_end", "must be 1 for inpainting with ControlNets, and with a ControlNet-Union")
     size = _size(plan)
     controls = []
     for index, (use, net) in enumerate(zip(data.controlnets, nets, strict=True)):

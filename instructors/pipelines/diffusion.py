@@ -168,6 +168,8 @@ class LoadedModel:
         doubled = [name for name in DOUBLED if name in view._callback_tensor_inputs] if guidance_end < 1 else []
         try:
             generator = torch.Generator("cpu").manual_seed(seed)  # the same noise on every kind of device
+            if plan.controlnets and not self.shared:
+                torch.manual_seed(seed)  # SD3 encodes control pictures with noise from no generator
             return view(
                 **plan.arguments,
                 generator=generator,
