@@ -18,12 +18,18 @@ import pytest
 from PIL import Image
 
 from orchestrator.client import Client
+from scripts.demo_model.judge import judge
 from tests.docs import pages
 from tests.docs.pages import ROOT
 
 PYTHON = pages.blocks(pages.text("README.md"), "python")
 SHELL = [line for block in pages.blocks(pages.text("README.md"), "sh") for line in block.splitlines()]
 RUN = ("atelier generate", "atelier jobs", "atelier workers")  # against the server; the others start one or install
+GUIDE_SHOWS = {
+    "square.png": ("square", "blue", "yellow"),
+    "circle.png": ("circle", "red", "yellow"),
+    "triangle.png": ("triangle", "green", "yellow"),
+}
 JAVASCRIPT = ROOT / "examples" / "javascript"
 
 
@@ -123,6 +129,24 @@ def test_shell_without_a_server(studio: Studio) -> None:
     (line,) = [line for line in SHELL if "--local" in line]
     assert run(studio, line) == "triangle.png\n"
     assert_picture(studio.folder / "triangle.png")
+
+
+@pytest.mark.timeout(180)
+def test_changing_pictures(studio: Studio) -> None:
+    """The guide's examples, one after the other: each goes on with the pictures of those before."""
+    guide = pages.text("docs/guides/change.md")
+    for code in pages.blocks(guide, "python"):
+        run(studio, [sys.executable, "-c", code.replace("Client()", f"Client({studio.endpoint!r})")])
+    for name, scene in GUIDE_SHOWS.items():
+        with Image.open(studio.folder / name) as picture:
+            seen = judge(picture)
+        assert (seen.shape_kind, seen.shape_colour, seen.background_colour) == scene
+    for line in "".join(pages.blocks(guide, "sh")).splitlines():
+        name = line.rpartition(" ")[2]
+        (studio.folder / name).unlink()
+        assert run(studio, line) == f"{name}\n"
+        with Image.open(studio.folder / name) as picture:
+            assert picture.size == ((80, 72) if name == "wide.png" else (64, 64))
 
 
 def test_a_worker_by_hand_and_a_request_that_is_followed(studio: Studio) -> None:
