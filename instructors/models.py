@@ -30,6 +30,8 @@ KNOWN_SHOWN = 50  # names in an error's details
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})  # what the libraries load; no model card
+NOT_LOADED = ("safety_checker",)
+ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # a model may name classes of
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -74,13 +76,30 @@ class Model:
         kinds += ["lora", "controlnet"] if self.family in MIXING else []
         return [f"inference.{kind}" for kind in kinds]
 
-    def to_wire(self) -> dict[str, Any]:
-        """The entry in a worker's capabilities."""
+    def dtype(self, device: str, settings: ModelSettings) -> str:
+        """As the settings say; else float32 on a CPU, on a GPU float16 for UNets, as they are published, and bfloat16
+        for transformers, whose activations overflow float16."""
+        if settings.dtype is not None:
+            return settings.dtype
+        if device == "cpu":
+            return "float32"
+        return "float16" if self.components.get("unet") else "bfloat16"
+
+    def nbytes(self, device: str, settings: ModelSettings) -> int | None:
+        """What its weights take on the device; None where they are not all there at a time."""
+        if settings.offload != "none":
+            return None
+        loaded = [name for name, kind in self.components.items() if kind is not None and name not in NOT_LOADED]
+        return ITEMSIZES[self.dtype(device, settings)] * sum(self.elements.get(name, 0) for name in loaded)
+
+    def to_wire(self, device: str, settings: ModelSettings) -> dict[str, Any]:
+        """The entry in the capabilities of a worker with this device."""
         return {
             "model_id": self.model_id,
             "family": self.family,
             "actions": self.actions,
             "content_hash": self.content_hash,
+            "nbytes": self.nbytes(device, settings),
         }
 
 
@@ -112,15 +131,16 @@ class ModelFolder:
     def _all_settings(self) -> dict[str, ModelSettings]:
         return {} if self.root is None else read_settings(self.root)
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What a worker's capabilities say: usable models, and those whose files are not (their `problem` says why).
+    def entries(self, device: str) -> list[dict[str, Any]]:
+        """What the capabilities of a worker with this device say: usable models, and those whose files are not (their
+        `problem` says why).
 
         The latter are listed so that a request for one reaches the worker and is told `model_invalid`.
         """
-        found = []
+        found, settings = [], self._all_settings()
         for name in self.names():
             try:
-                found.append(self.find(name).to_wire())
+                found.append(self.find(name).to_wire(device, settings_of(name, settings)))
             except AtelierError as error:
                 log.warning("not usable", model_id=name, problem=error.message)
                 entry = {"model_id": name, "family": "unknown", "actions": ["inference.text2img"], "content_hash": None}

@@ -53,6 +53,20 @@ class Intake:
 
     def submit(self, connection: Connection, tenant: str, request: Request, action: Action, frames: list[Any]) -> None:
         """Take in one request for work. Raises AtelierError where it is refused."""
+        job, model = self.job_for(tenant, request, action, frames)
+        events = NO_EVENTS if connection.is_req else frozenset(request.events)
+        event = e.Submit(job, connection, events, not connection.is_req)
+        stored = self._stored_pictures(model, request) if isinstance(model, PICTURED) else {}
+        if stored:
+            self._fetch_pictures(event, request, stored)
+        else:
+            self._identify(event, request)
+
+    def job_for(self, tenant: str, request: Request, action: Action, frames: list[Any]) -> tuple[Job, ActionData]:
+        """The job that a request would make, which nobody knows yet, and its data as the action's model.
+
+        Raises AtelierError where the request is refused, whatever the core would say.
+        """
         data, priority = self._with_defaults(tenant, request, action)
         model = validate(action.data, data)
         self._check_scheduler(data)
@@ -67,13 +81,7 @@ class Intake:
         job.payload_nbytes = sum([entry["nbytes"] for entry in attachments])
         if job.durable and self._broker.store.queued_writes > UNSAVED_MAX:
             raise Unavailable("The disk is behind with accepted jobs.", retry_after_ms=1000)
-        events = NO_EVENTS if connection.is_req else frozenset(request.events)
-        event = e.Submit(job, connection, events, not connection.is_req)
-        stored = self._stored_pictures(model, request) if isinstance(model, PICTURED) else {}
-        if stored:
-            self._fetch_pictures(event, request, stored)
-        else:
-            self._identify(event, request)
+        return job, model
 
     def _stored_pictures(self, model: ActionData, request: Request) -> dict[str, str]:
         """The artifacts that the data names in place of attachments: path in the data -> artifact_id."""

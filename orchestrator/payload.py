@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from orchestrator.core.model import Cost, Requirement
 from protocol.codec import Buffer
+from protocol.schemas import ACTIONS
 
 
 @dataclass(slots=True)
@@ -25,13 +26,20 @@ _requirement = lru_cache(4096)(Requirement)  # a few different ones for very man
 _cost = lru_cache(4096)(Cost)
 
 
+@cache
+def _default_steps(action: str) -> int | None:
+    """Of requests that name none; None for an action without steps."""
+    steps = ACTIONS[action].data.model_fields.get("steps") if action in ACTIONS else None
+    return None if steps is None else steps.default
+
+
 def requirement_of(action: str, data: dict[str, Any], worker_id: str | None, device_id: str | None) -> Requirement:
     return _requirement(action, data.get("model_id"), worker_id, device_id)
 
 
 def cost_of(action: str, data: dict[str, Any]) -> Cost:
     """Jobs of one model and size take time in proportion to their steps and pictures."""
-    steps = data.get("steps")
+    steps = data.get("steps", _default_steps(action))
     if steps is None:
         return _cost(action, 1.0)
     key = f"{action} {data.get('model_id')} {data.get('width')}x{data.get('height')}"

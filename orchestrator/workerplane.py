@@ -11,6 +11,7 @@ from protocol import PROTOCOL_VERSION
 from protocol.codec import check_attachments, unpack_header
 from protocol.enums import ErrorCode, EventName, Status
 from protocol.errors import AtelierError, UnsupportedProtocol
+from protocol.limits import INT_MAX
 from protocol.messages import (
     FROM_WORKER,
     Goodbye,
@@ -79,6 +80,7 @@ class WorkerPlane:
                 resident=frozenset(hello.resident_models),
                 held=[_held(job) for job in hello.held],
                 draining=hello.draining,
+                model_nbytes={name: model["nbytes"] for name, model in models.items() if _is_size(model.get("nbytes"))},
             )
         )
 
@@ -103,6 +105,10 @@ class WorkerPlane:
         nbytes = sum([entry["nbytes"] for entry in attachments])
         outcome = Outcome(status, result.data, error, attachments, frames, nbytes)
         return e.WorkerResult(peer, result.job_id, result.attempt, outcome, code, result.load_ms, result.running_ms)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= INT_MAX
 
 
 def _held(job: HeldJob) -> e.Held:

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure(options.log_level, worker_id=worker_id)
     outbox = Outbox()
     place = _workplace(options, device, Delivery(outbox))
-    models, kept = place.models.entries(), place.models.kept()
+    models, kept = place.models.entries(device.device_id), place.models.kept()
     log.debug("models", there=len(models), kept=kept)
     engine = Engine(place, warm_up=inference.warm_up if models else _nothing)
     hello = Hello(

@@ -42,13 +42,8 @@ def resident(model_id: str | None, place: Place) -> LoadedModel:
 
 
 def dtype_for(device: str, model: Model, settings: ModelSettings) -> torch.dtype:
-    """As the settings say; else float32 on a CPU, on a GPU float16 for UNets, as they are published, and bfloat16 for
-    transformers, whose activations overflow float16."""
-    if settings.dtype is not None:
-        return getattr(torch, settings.dtype)
-    if device == "cpu":
-        return torch.float32
-    return torch.float16 if model.components.get("unet") else torch.bfloat16
+    """`Model.dtype`, as torch has it."""
+    return getattr(torch, model.dtype(device, settings))
 
 
 def load(model: Model, settings: ModelSettings, place: Place) -> LoadedModel:

@@ -115,6 +115,7 @@ class WorkerHello:
     resident: frozenset[str]
     held: list[Held] = field(default_factory=list)
     draining: bool = False
+    model_nbytes: dict[str, int] = field(default_factory=dict)  # what a model's weights take there, where it is known
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ class WorkerResult:
     outcome: Outcome
     code: ErrorCode | None = None
     load_ms: int = 0
-    running_ms: int = 0  # loading included
+    running_ms: int = 0  # without loading
 
 
 @dataclass(slots=True)

@@ -78,6 +78,7 @@ class Worker:
     site: Site
     draining: bool
     last_seen_ms: int
+    model_nbytes: dict[str, int]  # what a model's weights take there, where it is known
     stalled: bool = False  # its connection took no more; until the next heartbeat
     quantum_age_ms: int = 0
     jobs: dict[str, Slot] = field(default_factory=dict)
@@ -189,6 +190,7 @@ class Fleet:
             site=Site(hello.device_id, capability),
             draining=hello.draining,
             last_seen_ms=now_ms,
+            model_nbytes=hello.model_nbytes,
         )
         self.by_id[worker.worker_id] = self.by_peer[worker.peer] = worker
         self._see(worker)

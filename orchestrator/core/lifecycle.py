@@ -44,7 +44,7 @@ class Lifecycle:
         if known is not None:
             self._attach_again(known, event)
             return
-        fault = self._refusal(job, event.connection)
+        fault = self.refusal(job, event.connection)
         if fault is not None:
             core.commands.append(c.Reject(event.connection, job.request_id, fault))
             return
@@ -98,7 +98,8 @@ class Lifecycle:
         self._watch_deadline(job)
         self._watch_run(job)
 
-    def _refusal(self, job: Job, connection: Connection) -> Fault | None:
+    def refusal(self, job: Job, connection: Connection) -> Fault | None:
+        """Why a new job is not taken in; None when it is. Changes nothing."""
         core = self._core
         if core.draining:
             return Fault(ErrorCode.DRAINING, retry_after_ms=DRAIN_RETRY_AFTER_MS)

@@ -209,8 +209,7 @@ class Workers:
             return
         if code is None:
             kind, model_id = worker.profile.device_kind, job.requirement.model_id
-            computing_ms = max(0, event.running_ms - event.load_ms)
-            self._core.estimates.learn(kind, job.cost, model_id, event.load_ms, computing_ms)
+            self._core.estimates.learn(kind, job.cost, model_id, event.load_ms, event.running_ms)
         outcome.worker_id, outcome.device_id = worker.worker_id, worker.device_id
         self._core.lifecycle.finish(job, outcome, (worker.peer, event.attempt))
 

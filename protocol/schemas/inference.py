@@ -176,9 +176,10 @@ class InpaintingData(ChangeData):
 
 
 class ValidateData(ActionData):
-    """Session, `device_id` and `worker_id` are those of this request. Its attachments need not be sent."""
+    """Session, priority, `wait`, `device_id` and `worker_id` are those of this request. Its attachments need not be
+    sent."""
 
-    action: Name  # of the request in question
+    action: Name  # of the request in question; one that workers run
     data: dict[str, Any] = {}  # its `data`
 
 
@@ -199,21 +200,23 @@ class WorkerEstimate(ResultData):
 
     worker_id: str
     device_id: str
-    start_ms: int  # from now, until a slot is free
-    load_ms: int  # to load the model; 0: it is loaded
+    start_ms: int  # from now, by what waits and runs; 0: a slot is free
+    load_ms: int  # to load the model; 0: it is loaded, or none is needed
     run_ms: int  # without loading
-    memory_bytes: int | None = None  # of the device, the model included; null: not known
-    warm: bool  # the model is loaded
+    memory_bytes: int | None = None  # what the model's weights take on the device; pictures at work take more, by
+    # their size; null: not known, or no model is needed
+    warm: bool  # nothing is to be loaded
 
 
 class ValidateResult(ResultData):
     """Times are estimates; nothing is run or loaded for them."""
 
-    runs: bool  # whether the request would be taken and could run now
+    runs: bool  # whether the request would be taken
     error: dict[str, Any] | None = None  # what it would be answered, see Errors; null where `runs` is true
-    data: dict[str, Any] = {}  # as it would run: with the session's defaults and the default model
+    data: dict[str, Any] = {}  # as it would run: with the session's defaults and the default model; empty if not valid
     estimate_measured: bool = False  # false: a guess, no such job has run yet
-    workers: list[WorkerEstimate] = []  # that could run it, the one that would end it soonest first
+    workers: list[WorkerEstimate] = []  # connected ones that could run it, the one that would end it soonest first;
+    # none: it would wait for one
 
 
 ACTIONS = [

@@ -9,7 +9,9 @@ from protocol.schemas.system import NoData
 class ModelListResult(ResultData):
     """What can be asked for by name."""
 
-    models: list[dict[str, Any]]  # {model_id, family, actions, content_hash, workers, resident_on: [worker_id]}
+    models: list[dict[str, Any]]
+    # {model_id, family, actions, content_hash, nbytes, workers, resident_on: [worker_id]}; `nbytes`: what the weights
+    # take on one of the workers' devices, null: not known
     default_model_id: str | None = None  # used where a request names none
 
 

@@ -77,9 +77,7 @@ class SessionCancelResult(ResultData):
 
 ACTIONS = [
     Action("session.create", "orchestrator", SessionCreate, SessionInfo, "Open a session."),
-    Action(
-        "session.get", "orchestrator", SessionRef, SessionInfo, "One session with its counts and analytics."
-    ),
+    Action("session.get", "orchestrator", SessionRef, SessionInfo, "One session with its counts and analytics."),
     Action("session.list", "orchestrator", SessionList, SessionListResult, "The tenant's sessions, newest first."),
     Action("session.cancel", "orchestrator", SessionRef, SessionCancelResult, "Cancel all jobs and close it."),
 ]

@@ -221,7 +221,7 @@ def test_the_estimate_counts_what_waits_ahead_and_learns() -> None:
     accepted = lab.commands[0]
     assert isinstance(accepted, c.Accepted)
     assert (accepted.start_ms, accepted.completion_ms, accepted.measured) == (0, 1_000, False)  # 4 units of 250 ms
-    lab.result("w", "j1/1", running_ms=900, load_ms=100)
+    lab.result("w", "j1/1", running_ms=800, load_ms=100)
     lab.feed(e.Settled("j1"))
     lab.submit(2)
     lab.submit(3)

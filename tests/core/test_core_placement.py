@@ -256,7 +256,7 @@ def test_a_measured_load_time_can_outweigh_a_slow_device() -> None:
     lab = Lab()
     lab.hello("gpu", device_kind="gpu", resident=frozenset())
     lab.submit(1, model_id="m")
-    lab.result("gpu", "j1/1", load_ms=60_000, running_ms=60_100)
+    lab.result("gpu", "j1/1", load_ms=60_000, running_ms=100)
     lab.hello("cpu", device_kind="cpu", resident=frozenset(("m",)))
     assert lab.submit(2, model_id="m") == ["assign cpu j2/1"]
 

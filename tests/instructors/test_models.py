@@ -34,13 +34,18 @@ def test_what_is_found(root: Path) -> None:
     assert (model.model_id, model.family) == ("tiny", "stable_diffusion")
     assert {"unet", "vae", "text_encoder"} <= set(model.components)
     assert sum(model.elements.values()) > 10_000
-    [entry] = ModelFolder(root).entries()
+    [entry] = ModelFolder(root).entries("cpu")
     assert entry == {
         "model_id": "tiny",
         "family": "stable_diffusion",
         "actions": [f"inference.{kind}" for kind in ("text2img", "img2img", "inpainting", "lora", "controlnet")],
         "content_hash": model.content_hash,
+        "nbytes": 4 * sum(model.elements.values()),
     }
+    [on_gpu] = ModelFolder(root).entries("cuda:0")
+    assert on_gpu["nbytes"] == entry["nbytes"] / 2
+    (root / "models.toml").write_text('["*"]\ndtype = "float32"\n[tiny]\noffload = "model"\n')
+    assert [entry["nbytes"] for entry in ModelFolder(root).entries("cuda:0")] == [None]
 
 
 def test_what_a_model_can_be_asked_for(tmp_path: Path) -> None:
@@ -56,7 +61,7 @@ def test_what_a_model_can_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_no_folder_no_models(tmp_path: Path) -> None:
-    assert ModelFolder(None).entries() == ModelFolder(tmp_path / "missing").entries() == []
+    assert ModelFolder(None).entries("cpu") == ModelFolder(tmp_path / "missing").entries("cpu") == []
     with pytest.raises(ModelNotFound):
         ModelFolder(None).find("tiny")
 
@@ -237,7 +242,7 @@ def test_a_pipe_among_the_files_is_not_waited_for(root: Path) -> None:
 def test_bad_models_are_listed_with_their_problem(root: Path) -> None:
     shutil.copytree(root / "tiny", root / "evil")
     torch_zip(root / "evil/unet/model.bin")
-    entries = {entry["model_id"]: entry for entry in ModelFolder(root).entries()}
+    entries = {entry["model_id"]: entry for entry in ModelFolder(root).entries("cpu")}
     assert entries["evil"]["content_hash"] is None
     assert "pickle" in entries["evil"]["problem"]
     assert "problem" not in entries["tiny"]
