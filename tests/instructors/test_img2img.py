@@ -25,7 +25,7 @@ SCHEDULERS = [
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("img2img")
-    for family in ("sd", "sdxl"):
+    for family in ("sd", "sdxl", "sd3"):
         tiny.build(root / family, family)
     return root
 
@@ -56,6 +56,18 @@ def test_alone_it_equals_the_stock_pipeline(registry: Any, desk: Desk, root: Pat
         theirs = stock(root / family, "img2img", scheduler, image=image, num_inference_steps=5, **asked)
         assert ours.shape == (16, 24, 3)
         assert np.array_equal(ours, theirs), strength
+
+
+def test_a_family_without_lanes_equals_stock_too(registry: Any, desk: Desk, root: Path) -> None:
+    asked = {"strength": 0.7, "guidance_scale": 3.0}
+    ours = unpasted(
+        registry, desk, "img2img", [noise(24, 16)], model_id="sd3", scheduler="flow_euler", steps=5, **asked
+    )
+    size = {"width": 24, "height": 16}
+    theirs = stock(root / "sd3", "img2img", "flow_euler", image=noise(24, 16), num_inference_steps=5, **size, **asked)
+    assert np.array_equal(ours, theirs)
+    [entry] = run(registry, desk, "img2img", [noise(25, 17)], model_id="sd3").data["images"]
+    assert (entry["width"], entry["height"]) == (25, 17)
 
 
 def test_without_guidance_too(registry: Any, desk: Desk, root: Path) -> None:

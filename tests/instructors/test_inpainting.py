@@ -24,7 +24,7 @@ FAMILIES = ["sd", "sdxl", "sd_inpaint", "sdxl_inpaint"]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inpainting")
-    for family in FAMILIES:
+    for family in [*FAMILIES, "sd3"]:
         tiny.build(root / family, family)
     return root
 
@@ -88,6 +88,15 @@ def test_models_made_for_inpainting_equal_stock_too(
         )
         pictures = {"image": noise(), "mask_image": box(), "width": 32, "height": 32}
         assert np.array_equal(ours, stock(root / family, "inpainting", scheduler, **pictures, **asked))
+
+
+def test_a_family_without_lanes_equals_stock_too(registry: Any, desk: Desk, root: Path) -> None:
+    asked = {"strength": 0.7, "guidance_scale": 3.0}
+    ours = unpasted(
+        registry, desk, "inpainting", [noise(), box()], model_id="sd3", scheduler="flow_euler", mask_blur=0, **asked
+    )
+    pictures = {"image": noise(), "mask_image": box(), "width": 32, "height": 32}
+    assert np.array_equal(ours, stock(root / "sd3", "inpainting", "flow_euler", **pictures, **asked))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

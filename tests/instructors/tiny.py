@@ -72,19 +72,19 @@ def _sd3() -> Any:
     transformer = SD3Transformer2DModel(
         sample_size=SIDE // 2,
         patch_size=1,
-        in_channels=4,
+        in_channels=16,
         num_layers=1,
         attention_head_dim=8,
         num_attention_heads=4,
         caption_projection_dim=32,
         joint_attention_dim=64,
         pooled_projection_dim=64,
-        out_channels=4,
+        out_channels=16,
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
+        vae=_vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
         text_encoder=_text_encoder(CLIPTextModelWithProjection),
         tokenizer=_tokenizer(),
         text_encoder_2=_text_encoder(CLIPTextModelWithProjection),
