@@ -33,7 +33,7 @@ def house() -> Iterator[House]:
         house.wait_for_workers("w")
         with house.client() as client:
             pid = worker.child.pid
-            data = {"prompt": PROMPT, "steps": 500, "seed": 7, "guidance_scale": 4.0}
+            data = {"prompt": PROMPT, "steps": 300, "seed": 7, "guidance_scale": 4.0}
             neighbour = client.submit("inference.text2img", data)
             yield house
             assert worker.child.pid == pid
