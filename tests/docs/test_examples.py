@@ -149,6 +149,25 @@ def test_changing_pictures(studio: Studio) -> None:
             assert picture.size == ((80, 72) if name == "wide.png" else (64, 64))
 
 
+@pytest.mark.timeout(180)
+def test_following_an_outline(studio: Studio) -> None:
+    """The guide's examples, one after the other."""
+    guide = pages.text("docs/guides/control.md")
+    for code in pages.blocks(guide, "python"):
+        run(studio, [sys.executable, "-c", code.replace("Client()", f"Client({studio.endpoint!r})")])
+    pictures = {
+        name: Image.open(studio.folder / f"{name}.png").convert("RGB") for name in ("followed", "edges", "soft")
+    }
+    assert {picture.size for picture in pictures.values()} == {(64, 64)}
+    seen = judge(pictures["followed"])
+    assert (seen.shape_kind, seen.shape_colour, seen.background_colour) == ("square", "red", "white")
+    generate, listing = "".join(pages.blocks(guide, "sh")).splitlines()
+    (studio.folder / "followed.png").unlink()
+    assert run(studio, generate) == "followed.png\n"
+    assert judge(Image.open(studio.folder / "followed.png").convert("RGB")).shape_kind == "square"
+    assert "demo-edges" in run(studio, listing)
+
+
 def test_a_worker_by_hand_and_a_request_that_is_followed(studio: Studio) -> None:
     line = next(line for line in SHELL if line.startswith("atelier worker "))
     line = re.sub(r"ipc://\S+", f"ipc://{studio.folder}/run/workers", line).replace(
