@@ -185,6 +185,13 @@ def test_a_size_that_was_asked_for_scales_image_and_mask(repaint: Any) -> None:
     assert np.array_equal(pixels(made)[black], pixels(scaled)[black])
 
 
+def test_that_size_is_the_one_after_outpainting(repaint: Any) -> None:
+    made = picture(repaint(noise(48, 48), outpaint={"right": 16}, mask_blur=0, width=32, height=24))
+    kept = noise(48, 48).resize((24, 24), Image.Resampling.LANCZOS)
+    assert made.size == (32, 24)
+    assert np.array_equal(pixels(made)[:, :20], pixels(kept)[:, :20])  # the filter reaches three pixels of the result
+
+
 @pytest.mark.parametrize("family", ["sd", "sd_inpaint"])
 def test_outpainting_keeps_the_image_and_paints_around_it(repaint: Any, family: str) -> None:
     image, border = noise(24, 24), {"left": 16, "top": 8}
