@@ -168,6 +168,30 @@ def test_following_an_outline(studio: Studio) -> None:
     assert "demo-edges" in run(studio, listing)
 
 
+def test_asking_before_and_looking_after(studio: Studio) -> None:
+    """The guide's examples, one after the other; what the last one shows is what stands there."""
+    guide = pages.text("docs/guides/sessions.md")
+    before, after = (
+        run(studio, [sys.executable, "-c", code.replace("Client()", f"Client({studio.endpoint!r})")])
+        for code in pages.blocks(guide, "python")
+    )
+    worker, refusal = before.splitlines()
+    assert int(worker.split()[3]) > 0
+    assert refusal.startswith("False ")
+    assert "did you mean prompt?" in refusal
+    assert after.split()[:2] == ["4", "120"]
+    validate, show = "".join(pages.blocks(guide, "sh")).splitlines()
+    assert run(studio, validate).split()[:2] == ["WORKER", "DEVICE"]
+    shown, told = (
+        [line.split() for line in text.splitlines() if line]
+        for text in (run(studio, show), pages.blocks(guide, "text")[0])
+    )
+    assert [words[0] for words in shown[:-1]] == [words[0] for words in told[:-1]]
+    same = ("name", "status", "defaults", "jobs", "images", "steps")
+    assert [words for words in shown if words[0] in same] == [words for words in told if words[0] in same]
+    assert shown[-1][1:] == told[-1][1:] == ["cpu", "2"]
+
+
 def test_a_worker_by_hand_and_a_request_that_is_followed(studio: Studio) -> None:
     line = next(line for line in SHELL if line.startswith("atelier worker "))
     line = re.sub(r"ipc://\S+", f"ipc://{studio.folder}/run/workers", line).replace(
