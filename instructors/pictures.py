@@ -166,6 +166,9 @@ def check_size(width: int | None, height: int | None, loaded: "LoadedModel", num
     """Raises InvalidRequest where the model cannot make pictures of this size, in pixels."""
     for name, pixels in (("width", width), ("height", height)):
         _check_multiple(name, pixels, loaded.size_multiple)
+        if pixels is not None and loaded.side_max is not None and pixels > loaded.side_max:
+            problem = f"is {pixels}, and this model makes pictures of at most {loaded.side_max} pixels a side"
+            raise InvalidRequest(f"{name}: {problem}.", details={"fields": [{"field": name, "problem": problem}]})
     check_pixels(width or 8, height or 8, num_images)
 
 

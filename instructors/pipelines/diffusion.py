@@ -79,6 +79,13 @@ class LoadedModel:
         return lcm(8, factor, self.scale_factor * patch if isinstance(patch, int) else 1)
 
     @property
+    def side_max(self) -> int | None:
+        """In pixels; None where the family has no such limit. Transformers may know only so many places."""
+        config = getattr(getattr(self._pipeline, "transformer", None), "config", {})
+        places = config.get("pos_embed_max_size")
+        return None if places is None else int(places * config["patch_size"] * self.scale_factor)
+
+    @property
     def scale_factor(self) -> int:
         """Pixels per latent and side."""
         return int(getattr(self._pipeline, "vae_scale_factor", 8))

@@ -162,6 +162,11 @@ def test_a_picture_too_small_for_the_model(change: Any) -> None:
     assert change(noise(1, 1), width=16, height=16)  # asked for, it is blown up
 
 
+def test_a_picture_too_large_for_the_model(change: Any) -> None:
+    with pytest.raises(InvalidRequest, match="width: is 200, and this model makes pictures of at most 192"):
+        change(noise(200, 9), model_id="sd3")
+
+
 def test_all_pictures_of_a_job_together_have_a_limit(change: Any) -> None:
     with pytest.raises(PayloadTooLarge, match="pixels"):
         change(Image.new("RGB", (4096, 4096)), num_images=5)
