@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from instructors.pictures import Plan
-    from instructors.pipelines.controlnet import LoadedControlNet
     from instructors.pipelines.diffusion import LoadedModel
+    from instructors.pipelines.loading import LoadedComponent
 
 FIELD = "controlnets"
 PNG = "image/png"
@@ -35,7 +35,7 @@ _keys: dict[str, set[str]] = {}  # of what has been loaded, by name; whether it 
 class Control:
     """A ControlNet at work in a request. `image`: what it sees, at the size that the model works at."""
 
-    net: "LoadedControlNet"
+    net: "LoadedComponent"
     preprocessor: str
     image: "Image"
 
@@ -52,7 +52,7 @@ class List(Task):
 
     def __init__(self, data: NoData, context: Context) -> None:
         self._context = context
-        self._names = controlnet_files.names(context.models)
+        self._names = controlnet_files.SHELF.names(context.models)
         self._found: list[dict[str, Any]] = []
 
     def step(self) -> Result | None:
@@ -89,7 +89,9 @@ def follow(data: PictureData, plan: "Plan", loaded: "LoadedModel", context: Cont
     if len({use.guess_mode for use in data.controlnets}) > 1:  # the stock pipelines have one for all
         raise images.invalid(FIELD, "guess_mode must be the same for all of them")
     plan.controlnets = nets = [load(use.controlnet_id, loaded, context) for use in data.controlnets]
-    if data.guidance_end < 1 and (plan.kind == "inpainting" or any(net.is_union for net in nets)):
+    if data.guidance_end < 1 and (
+        plan.kind == "inpainting" or any(net.class_name == controlnet_files.UNION for net in nets)
+    ):
         # the stock loops do not take back what a callback makes of their masks and control pictures
         raise images.invalid("guidance_end", "must be 1 for inpainting with ControlNets, and with a ControlNet-Union")
     size = _size(plan)
@@ -104,12 +106,12 @@ def follow(data: PictureData, plan: "Plan", loaded: "LoadedModel", context: Cont
     return controls
 
 
-def load(controlnet_id: str, loaded: "LoadedModel", context: Context) -> "LoadedControlNet":
+def load(controlnet_id: str, loaded: "LoadedModel", context: Context) -> "LoadedComponent":
     """The ControlNet, ready to be used with this model. Raises as `follow`."""
     from instructors.pipelines import controlnet
 
     try:
-        files = controlnet_files.find(controlnet_id, context.models)
+        files = controlnet_files.SHELF.find(controlnet_id, context.models)
         net = controlnet.resident(files, loaded, context)
     except AtelierError as error:
         error.details["controlnet_id"] = controlnet_id
@@ -155,7 +157,7 @@ def _arguments(
         "control_guidance_end": [use.control_guidance_end for use in uses],
     }
     guess = {"guess_mode": True} if uses[0].guess_mode else {}
-    if any(control.net.is_union for control in controls):
+    if any(control.net.class_name == controlnet_files.UNION for control in controls):
         return {**arguments, **guess, "control_mode": [_union_mode(index, use) for index, use in enumerate(uses)]}
     if len(uses) == 1:
         return {**{name: values[0] for name, values in arguments.items()}, **guess}

@@ -21,7 +21,7 @@ import structlog
 
 from instructors import skeleton
 from instructors.memory import is_out_of_memory
-from instructors.models import ModelFolder, _files, _inside, check_weights
+from instructors.models import ModelFolder, check_weights, files_of, inside
 from protocol.errors import AtelierError, Forbidden, InvalidRequest, ModelInvalid, OutOfMemory
 
 FOLDER = "preprocessors"
@@ -84,10 +84,10 @@ def find(name: str, folder: ModelFolder) -> EstimatorFiles:
         raise InvalidRequest(
             f"preprocessor: {problem}.", details={"fields": [{"field": "preprocessor", "problem": problem}]}
         )
-    if not _inside(path, folder.root):
+    if not inside(path, folder.root):
         raise Forbidden(f"The files of the preprocessor {name!r} lead out of the model folder.")
     state, nbytes = hashlib.sha256(), 0
-    for file in [path] if path.is_file() else _files(path, folder.root):
+    for file in [path] if path.is_file() else files_of(path, folder.root):
         check_weights(file)
         status = file.stat()
         state.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())

@@ -117,7 +117,7 @@ class ModelFolder:
         if not self.root.is_dir():
             log.warning("the model folder is not there")
             return []
-        return sorted(e.name for e in self.root.iterdir() if _inside(e, self.root) and _looks_like_model(e))
+        return sorted(e.name for e in self.root.iterdir() if inside(e, self.root) and _looks_like_model(e))
 
     def settings(self, model_id: str) -> ModelSettings:
         """How this model is to be loaded. Raises ModelInvalid where the file that says so is wrong."""
@@ -171,7 +171,7 @@ class ModelFolder:
         if self.root is None or not NAME.fullmatch(model_id):
             raise self._not_found("There is no model of this name.", model_id)
         path = self.root / model_id
-        if not _inside(path, self.root):
+        if not inside(path, self.root):
             raise Forbidden("This model leads out of the model folder.")
         if not _looks_like_model(path):
             raise self._not_found("There is no model of this name.", model_id)
@@ -188,7 +188,7 @@ class ModelFolder:
         """The content hash of what is loaded, that of each component, and how many numbers each component's weights
         hold. May raise as `find` does."""
         whole, parts, elements = hashlib.sha256(), defaultdict[str, Any](hashlib.sha256), defaultdict[str, int](int)
-        for file in _files(path, self.root or path):
+        for file in files_of(path, self.root or path):
             digest, count = self._digest(file)
             relative = file.relative_to(path)
             elements[relative.parts[0]] += count
@@ -255,16 +255,16 @@ def _looks_like_model(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in WEIGHTS_SUFFIXES
 
 
-def _inside(path: Path, root: Path) -> bool:
+def inside(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def _files(path: Path, root: Path) -> Iterator[Path]:
+def files_of(path: Path, root: Path) -> Iterator[Path]:
     """The model's files in a fixed order, each of them a plain file within `root`."""
     for number, file in enumerate(sorted(path.rglob("*"))):
         if number >= FILES_MAX:
             raise ModelInvalid(f"The model has more than {FILES_MAX} files.")
-        if not _inside(file, root):
+        if not inside(file, root):
             raise Forbidden(f"{_label(file)} leads out of the model folder.")
         mode = file.stat().st_mode
         if stat.S_ISREG(mode):
@@ -276,7 +276,7 @@ def _files(path: Path, root: Path) -> Iterator[Path]:
 def _read_index(path: Path) -> dict[str, Any]:
     file = path / INDEX
     try:
-        if not _inside(file, path.parent) or file.stat().st_size > INDEX_BYTES_MAX:
+        if not inside(file, path.parent) or file.stat().st_size > INDEX_BYTES_MAX:
             raise ModelInvalid(f"{INDEX} is too large or elsewhere.")
         index = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -25,8 +25,8 @@ from protocol.schemas.inference import SEED_MAX, PictureData
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from instructors.pipelines.controlnet import LoadedControlNet
     from instructors.pipelines.diffusion import LoadedModel
+    from instructors.pipelines.loading import LoadedComponent
 
 IMAGE_PIXELS_MAX = 4096 * 4096
 JOB_PIXELS_MAX = 4 * IMAGE_PIXELS_MAX
@@ -43,7 +43,8 @@ class Plan:
     arguments: dict[str, Any]
     finish: "Callable[[Image], Image]" = lambda image: image  # what is done to a picture after its decode
     frame: "Callable[[Image], Image]" = lambda image: image  # the part of a control picture that the model works on
-    controlnets: "Sequence[LoadedControlNet]" = ()
+    controlnets: "Sequence[LoadedComponent]" = ()
+    vae: "LoadedComponent | None" = None  # in place of the model's own
     recipe: dict[str, Any] = field(default_factory=dict)  # what the action adds to it
 
 
@@ -54,7 +55,7 @@ class Pictures(SharedTask):
     """One job of `num_images` pictures."""
 
     def __init__(self, action: str, make_plan: MakePlan, data: PictureData, context: Context) -> None:
-        from instructors.pipelines import loading
+        from instructors.pipelines import loading, vae
         from instructors.pipelines.streams import Stream
 
         self._data = data
@@ -63,6 +64,8 @@ class Pictures(SharedTask):
         self._loaded = loading.resident(data.model_id, context)
         self._plan = make_plan(data, self._loaded, context)
         self._controls = controlnet.follow(data, self._plan, self._loaded, context)
+        if data.vae_id is not None:
+            self._plan.vae = vae.resident(data.vae_id, self._loaded, context)
         self._loaded.check(self._plan)
         self._scheduler, scheduler = self._loaded.schedulers.get(data.scheduler, data.steps, 0, data.sigmas)
         self._loaded.check_sampling(data, scheduler)
@@ -73,6 +76,8 @@ class Pictures(SharedTask):
         self._recipe = self._common_recipe(action)
         if mix:
             self._recipe["lora_hashes"] = [adapter.content_hash for adapter, _ in mix]
+        if self._plan.vae is not None:
+            self._recipe["vae_hash"] = self._plan.vae.content_hash
         if self._controls:
             self._recipe["controlnet_hashes"] = [control.net.content_hash for control in self._controls]
         recipes.check_size(self._recipe, data.output.format)

@@ -1,19 +1,17 @@
 """A ControlNet in the device's memory, and whether it fits a model."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
-import structlog
 import torch
 
-from instructors.controlnet_files import UNION, ControlNetFiles
-from instructors.memory import is_out_of_memory
+from instructors.controlnet_files import UNION, family
 from instructors.pipelines.diffusion import LoadedModel
-from instructors.pipelines.loading import Part
+from instructors.pipelines.loading import LoadedComponent, component
 from instructors.pipelines.sharing import share_controlnet
+from instructors.shelf import ComponentFiles
 from instructors.task import Context
-from protocol.errors import AtelierError, ModelInvalid
+from protocol.errors import ModelInvalid
 
 PICTURE_CHANNELS = 3
 UNET_SETTINGS = (
@@ -31,73 +29,25 @@ SUITS = {  # class -> the model's component that it was made of, that one's clas
     "FluxControlNetModel": ("transformer", "FluxTransformer2DModel", TRANSFORMER_SETTINGS),
 }
 
-log = structlog.get_logger("instructors.controlnet")
 
-
-@dataclass(slots=True)
-class LoadedControlNet:
-    """`name`, `nbytes` and `parts` are for the worker's residency."""
-
-    name: str
-    content_hash: str
-    is_union: bool  # takes several control pictures, each with its kind
-    module: Any
-    parts: dict[str, Part]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts.values())
-
-
-def resident(files: ControlNetFiles, loaded: LoadedModel, context: Context) -> LoadedControlNet:
-    """The ControlNet on the context's device, in the model's dtype; it stays there until the job ends, at least.
-
-    Raises ModelInvalid, also where it was made for another base model, and OutOfMemory.
-    """
+def resident(files: ComponentFiles, loaded: LoadedModel, context: Context) -> LoadedComponent:
+    """The ControlNet on the context's device, in the model's dtype. Raises ModelInvalid, also where it was made for
+    another base model, and OutOfMemory."""
     check_fits(files, loaded)
-    dtype = getattr(torch, loaded.dtype)
-    content_hash, _, _ = context.models.inspect(files.path)
-    key = f"controlnet {content_hash} {loaded.dtype}"  # a folder of another name may hold the same
-    return context.resident(
-        key, files.elements * dtype.itemsize, lambda: load(files, content_hash, key, dtype, context)
-    )
-
-
-def load(files: ControlNetFiles, content_hash: str, key: str, dtype: torch.dtype, context: Context) -> LoadedControlNet:
-    """Raises ModelInvalid; running out of memory passes through."""
-    try:
-        module, report = getattr(diffusers, files.class_name).from_pretrained(
-            files.path,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            variant=_variant(files),
-            output_loading_info=True,
-        )
-        if wrong := [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]:
-            raise ModelInvalid(f"The weights and the config do not fit together: {str(wrong[0])[:100]!r}.")
-        module = module.to(context.device).eval().requires_grad_(False)
-    except AtelierError:
-        raise
-    except Exception as error:  # the library raises of every kind on files that do not fit together
-        if is_out_of_memory(error):
-            raise
-        log.warning("not usable", controlnet_id=files.controlnet_id, error=repr(error))
-        raise ModelInvalid("This ControlNet's files do not make a ControlNet.") from None
+    kind, dtype = getattr(diffusers, files.class_name), getattr(torch, loaded.dtype)
+    net = component("ControlNet", kind, files, dtype, context)
     if files.class_name == "ControlNetModel":
-        share_controlnet(module, context.padding)
-    nbytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    parts = {key: Part(module, nbytes)}
-    return LoadedControlNet(files.resident_name, content_hash, files.class_name == UNION, module, parts)
+        share_controlnet(net.module, context.padding)
+    return net
 
 
-def check_fits(files: ControlNetFiles, loaded: LoadedModel) -> None:
+def check_fits(files: ComponentFiles, loaded: LoadedModel) -> None:
     """Raise ModelInvalid where the ControlNet was made for another base model. Reads no tensor."""
     name, class_name, settings = SUITS[files.class_name]
     base = loaded.component(name)
     if type(base).__name__ != class_name:
         raise ModelInvalid(
-            f"This ControlNet is for models of the family {files.family}, and the model is {loaded.model.family}."
+            f"This ControlNet is for models of the family {family(files)}, and the model is {loaded.model.family}."
         )
     theirs: dict[str, Any] = dict(files.config)
     ours = {setting: base.config.get(setting) for setting in settings}
@@ -114,8 +64,3 @@ def check_fits(files: ControlNetFiles, loaded: LoadedModel) -> None:
                 f"This ControlNet was made for another base model: its {setting} is {str(told)[:60]}, and the model "
                 f"wants {own}."
             )
-
-
-def _variant(files: ControlNetFiles) -> str | None:
-    weights = [file.name for file in files.path.glob("*.safetensors")]
-    return "fp16" if weights and all(".fp16." in name for name in weights) else None

@@ -14,6 +14,7 @@ import transformers
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from PIL import Image
 
+from instructors.controlnet_files import UNION
 from instructors.models import Model
 from instructors.pipelines import streams
 from instructors.pipelines.schedulers import SchedulerBank
@@ -24,7 +25,7 @@ from protocol.schemas.inference import ChangeData
 
 if TYPE_CHECKING:
     from instructors.pictures import Kind, Plan
-    from instructors.pipelines.controlnet import LoadedControlNet
+    from instructors.pipelines.loading import LoadedComponent
     from protocol.schemas.inference import PictureData
 
 PREVIEW_LATENTS_MAX = 32  # latents are shrunk to this before a preview's decode: the VAE costs more than a step
@@ -98,7 +99,7 @@ class LoadedModel:
         """The pipeline's component of this name; None where it has none."""
         return self._pipeline.components.get(name)
 
-    def pipeline(self, kind: "Kind", controlnets: Sequence["LoadedControlNet"] = ()) -> Any:
+    def pipeline(self, kind: "Kind", controlnets: Sequence["LoadedComponent"] = ()) -> Any:
         """The family's pipeline for this kind of work, with the same components. Raises InvalidRequest."""
         if self.model.only_inpaints and kind != "inpainting":
             raise InvalidRequest(f"This model is made for inpainting alone: it cannot do {kind}.")
@@ -114,11 +115,11 @@ class LoadedModel:
             self._pipelines[kind] = found
         return found
 
-    def _with_controlnets(self, kind: "Kind", controlnets: Sequence["LoadedControlNet"]) -> Any:
+    def _with_controlnets(self, kind: "Kind", controlnets: Sequence["LoadedComponent"]) -> Any:
         """Made anew each time, in a millisecond: one that was kept would keep ControlNets that were evicted."""
         nets = [net.module for net in controlnets]
         try:
-            if any(net.is_union for net in controlnets):
+            if any(net.class_name == UNION for net in controlnets):
                 found = _with_union(self.pipeline(kind), nets)
             else:
                 found = AUTO[kind].from_pipe(self._pipeline, controlnet=nets if len(nets) > 1 else nets[0])
@@ -128,7 +129,7 @@ class LoadedModel:
         found.set_progress_bar_config(disable=True)
         return found
 
-    def takes(self, kind: "Kind", name: str, controlnets: Sequence["LoadedControlNet"] = ()) -> bool:
+    def takes(self, kind: "Kind", name: str, controlnets: Sequence["LoadedComponent"] = ()) -> bool:
         """Whether the pipeline for this kind of work has an argument of this name. Raises as `pipeline`."""
         return name in inspect.signature(self.pipeline(kind, controlnets).__call__).parameters
 
@@ -156,6 +157,8 @@ class LoadedModel:
         Guidance stops after the share `guidance_end` of the steps."""
         view = copy(self.pipeline(plan.kind, plan.controlnets))  # the weights are shared, the scheduler is not
         view.scheduler = scheduler
+        if plan.vae is not None:
+            view.vae = plan.vae.module
         if self.shared:
             view.upcast_vae = _nothing  # the shared decoder sees to it, for all that it decodes together
 

@@ -11,8 +11,10 @@ from instructors.memory import is_out_of_memory
 from instructors.model_settings import ModelSettings
 from instructors.models import Model
 from instructors.pipelines.diffusion import LoadedModel
+from instructors.shelf import ComponentFiles
 from instructors.task import Place
 from protocol.errors import AtelierError, ModelInvalid
+from protocol.limits import NAME_LENGTH_MAX
 
 LAID_OUT = ("unet", "vae")  # components of convolutions, where the memory layout matters
 
@@ -67,6 +69,52 @@ def load(model: Model, settings: ModelSettings, place: Place) -> LoadedModel:
             raise
         log.warning("a model cannot be loaded", model_id=model.model_id, error=repr(error))
         raise ModelInvalid("The model's files do not make a text-to-image pipeline.") from None
+
+
+@dataclass(slots=True)
+class LoadedComponent:
+    """A component that stands beside the models. `name`, `nbytes` and `parts` are for the worker's residency."""
+
+    name: str
+    content_hash: str
+    module: Any
+    parts: dict[str, Part]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values())
+
+    @property
+    def class_name(self) -> str:
+        return type(self.module).__name__
+
+
+def component(noun: str, kind: Any, files: ComponentFiles, dtype: torch.dtype, place: Place) -> LoadedComponent:
+    """A component of a shelf on the place's device, as the library's class `kind`; it stays there until the task ends,
+    at least. Raises ModelInvalid and OutOfMemory."""
+    content_hash, _, _ = place.models.inspect(files.path)
+    key = f"{noun} {content_hash} {dtype}"  # a folder of another name may hold the same
+
+    def load() -> LoadedComponent:
+        module = _load_component(noun, kind, files, dtype).to(place.device).eval().requires_grad_(False)
+        name = f"{noun.lower()}/{files.name}"[:NAME_LENGTH_MAX]  # like no model's name
+        return LoadedComponent(name, content_hash, module, {key: Part(module, _nbytes(module))})
+
+    return place.resident(key, files.elements * dtype.itemsize, load)
+
+
+def _load_component(noun: str, kind: Any, files: ComponentFiles, dtype: torch.dtype) -> Any:
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": dtype, "variant": files.variant}
+    try:
+        module, report = kind.from_pretrained(files.path, output_loading_info=True, **options)
+    except Exception as error:  # the library raises of every kind on files that do not fit together
+        if is_out_of_memory(error):
+            raise
+        log.warning("not usable", kind=noun, name=files.name, error=repr(error))
+        raise ModelInvalid(f"This {noun}'s files do not make a {noun}.") from None
+    if wrong := [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]:
+        raise ModelInvalid(f"The weights and the config do not fit together: {str(wrong[0])[:100]!r}.")
+    return module
 
 
 def _keys(model: Model, settings: ModelSettings, device: str) -> dict[str, str]:

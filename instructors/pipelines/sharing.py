@@ -116,9 +116,14 @@ def share(pipeline: Any, padding: Padding) -> bool:
         if isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
             adapters = _adapters(name, encoder, padding)
             _share_forward(encoder, partial(TextForward, name, padding=padding, adapters=adapters))
-    if not isinstance(pipeline.vae.decode, DecodeForward):
-        pipeline.vae.decode = DecodeForward(pipeline.vae, padding)
+    share_decode(pipeline.vae, padding)
     return True
+
+
+def share_decode(vae: AutoencoderKL, padding: Padding) -> None:
+    """The same for a VAE's decoder."""
+    if not isinstance(vae.decode, DecodeForward):
+        vae.decode = DecodeForward(vae, padding)
 
 
 def share_controlnet(controlnet: ControlNetModel, padding: Padding) -> None:
