@@ -172,7 +172,7 @@ class Fakes:
             padding=Padding(),
             quantum_s=quantum_s,
         )
-        self.engine = Engine(self.place, lambda: None)
+        self.engine = Engine(self.place, lambda _: None)
         hello = Hello(
             worker_id="w",
             instance_id="i",

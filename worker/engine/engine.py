@@ -99,7 +99,7 @@ class Engine(threading.Thread):
         """Empty the mailbox; wait at it where there is nothing to do."""
         if not self._running and not self._sharing and not self._plain:
             self._place.pulse.idle()
-            self._measure()
+            self._measure(time.monotonic())
             try:
                 self._admit(self._mailbox.get(timeout=IDLE_S))
             except queue.Empty:
@@ -114,8 +114,7 @@ class Engine(threading.Thread):
     def _pending(self, job: Job) -> list[Job]:
         return self._sharing if self._place.registry.shares(job.assign.action) else self._plain
 
-    def _measure(self) -> None:
-        now = time.monotonic()
+    def _measure(self, now: float) -> None:
         if now - self._measured_at > IDLE_S:
             self.memory_free = self._place.device.memory_free()
             self._measured_at = now
@@ -188,16 +187,20 @@ class Engine(threading.Thread):
             return
         begun = time.monotonic()
         chosen = self._planner.choose(waiting, begun)
-        lane, rows = lane_of(chosen[0]), sum(entry.unit.rows for entry in chosen)
+        lane = lane_of(chosen[0])
         self._place.pulse.beat()
-        self._step(chosen)
-        ended = time.monotonic()
-        self._planner.ran(lane, rows, ended - begun)
-        for entry in chosen:
-            entry.since = ended
-        for running in dict.fromkeys(entry.owner for entry in chosen):
-            running.look()
-        self._measure()
+        if lane is ALONE and len(waiting) == 1:  # nobody else wanted this time, so it is not counted
+            self._step(chosen)
+        else:
+            rows = sum(entry.unit.rows for entry in chosen)
+            self._step(chosen)
+            ended = time.monotonic()
+            self._planner.ran(lane, rows, ended - begun)
+            for entry in chosen:
+                entry.since = ended
+        for owner in dict.fromkeys(entry.owner for entry in chosen):
+            owner.look()
+        self._measure(begun)
 
     def _step(self, chosen: list[Waiting]) -> None:
         if lane_of(chosen[0]) is ALONE:

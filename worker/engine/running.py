@@ -16,6 +16,8 @@ from worker.engine.workplace import JobContext, Workplace
 from worker.jobs import Job
 from worker.logs import current_job
 
+NOTHING = Result({})  # what a job answers that failed
+
 log = structlog.get_logger("worker.engine")
 
 
@@ -60,7 +62,7 @@ class Running:
         self._retried = False
         self.no_room = False  # it could not be begun beside those that are at work
         self.waiting: list[Waiting] = []
-        self.result = Result({})
+        self.result = NOTHING
         self.error: dict[str, Any] | None = None
         self.over = False
 
@@ -147,7 +149,7 @@ class Running:
         self._leave()
         self._context.close()
         if self.job.cancelled:  # perhaps only after the last quantum
-            self.result, self.error = Result({}), error_map(ErrorCode.CANCELLED)
+            self.result, self.error = NOTHING, error_map(ErrorCode.CANCELLED)
         job_id, attempt = self.job.key
         load_s = self._context.load_s
         message = WorkerResult(
