@@ -80,6 +80,25 @@ def test_analytics_of_every_outcome_survive_a_restart(server: House) -> None:
     assert [item for item in client.sessions.list() if item.session_id == session_id] == [again]
 
 
+def test_a_job_that_runs_through_a_restart_waited_as_long_as_it_did(server: House) -> None:
+    client, file = server.client(), server.file("through")
+    session_id = client.sessions.create("through").session_id
+    data = {"echo": told(append=file), "sleep_ms": 2500}
+    job = client.submit("system.noop", data, wait=False, session_id=session_id, worker_id="w1")
+    eventually(lambda: lines(file) == 1)
+    time.sleep(0.5)  # what is written behind
+    assert server.orchestrator is not None
+    server.orchestrator.kill()
+    server.start_orchestrator()
+    live = client.sessions.get(session_id).analytics
+    assert (live.queue_ms, live.retries) == (None, 0)
+    assert (job.result(20).attempt, lines(file)) == (1, 1)
+    ended = client.sessions.get(session_id).analytics
+    assert ended.queue_ms is not None
+    assert ended.queue_ms.p95 < 400  # not until it was adopted, half a second later at the least
+    assert [(at.worker_id, at.jobs) for at in ended.devices] == [("w1", 1)]
+
+
 def check(info: SessionInfo) -> None:
     told_of = info.analytics
     assert {status: count for status, count in info.jobs.items() if count} == {

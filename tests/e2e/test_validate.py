@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -184,3 +185,18 @@ def test_from_the_command_line(server: House) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "model_not_found" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_drains(server: House, client: Client) -> None:
+    """The last one here: the server is gone after it."""
+    file = server.file("draining")
+    job = client.submit("system.noop", {"echo": told(append=file), "sleep_ms": 1500}, worker_id="plain")
+    eventually(lambda: lines(file) == 1)
+    assert server.orchestrator is not None
+    server.orchestrator.signal(signal.SIGTERM)
+    eventually(lambda: client.stats().draining)
+    refused = same_error(client, "system.noop", {})
+    assert refused.error is not None
+    assert (refused.error["code"], refused.error["retryable"]) == ("draining", True)
+    assert job.result(20).attempt == 1
+    assert server.orchestrator.wait() == 0
