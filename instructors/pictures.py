@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from instructors import controlnet, images, lora
+from instructors.numerics import fingerprint
 from instructors.pipelines.schedulers import ending_in_zero
 from instructors.task import Blob, Context, Result, SharedTask
 from protocol import recipe as recipes
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from instructors.pipelines.diffusion import LoadedModel
     from instructors.pipelines.loading import LoadedComponent
 
-IMAGE_PIXELS_MAX = 4096 * 4096
-JOB_PIXELS_MAX = 4 * IMAGE_PIXELS_MAX
+JOB_PIXELS_MAX = 4 * images.PIXELS_MAX
 JOB_RECIPE_BYTES_MAX = 768 * KIB  # the recipes of all pictures stand in one header
 
 Kind = Literal["text2img", "img2img", "inpainting"]
@@ -144,7 +143,7 @@ class Pictures(SharedTask):
 
     def _common_recipe(self, action: str) -> dict[str, Any]:
         """What all pictures of the job share; each adds its seed and size."""
-        data, model, padding = self._data, self._loaded.model, self._context.padding
+        data, model = self._data, self._loaded.model
         return {
             **recipes.request_fields(data, self._digest),
             "version": recipes.VERSION,
@@ -153,13 +152,7 @@ class Pictures(SharedTask):
             "model_hash": model.content_hash,
             "scheduler": self._scheduler,
             **self._plan.recipe,
-            "numerics": {
-                "device": self._context.device_kind,
-                "threads": _threads(),
-                "dtype": self._loaded.dtype,
-                "padding": "fast" if padding.fixed_rows is None else f"reproducible {padding.fixed_rows}",
-                "libraries": _libraries(),
-            },
+            "numerics": fingerprint(self._loaded.dtype, self._loaded.settings, self._context),
         }
 
     def _digest(self, ref: Any) -> str:
@@ -179,9 +172,9 @@ def check_size(width: int | None, height: int | None, loaded: "LoadedModel", num
 
 def check_pixels(width: int, height: int, num_images: int) -> None:
     """Raises PayloadTooLarge."""
-    if width * height > IMAGE_PIXELS_MAX or width * height * num_images > JOB_PIXELS_MAX:
+    if width * height > images.PIXELS_MAX or width * height * num_images > JOB_PIXELS_MAX:
         raise PayloadTooLarge(
-            f"A picture may have {IMAGE_PIXELS_MAX} pixels, and all pictures of a job {JOB_PIXELS_MAX} together."
+            f"A picture may have {images.PIXELS_MAX} pixels, and all pictures of a job {JOB_PIXELS_MAX} together."
         )
 
 
@@ -192,18 +185,6 @@ def _check_multiple(name: str, pixels: int | None, multiple: int) -> None:
     near = " or ".join(str(size) for size in (below, below + multiple) if size)
     problem = f"must be a multiple of {multiple} for this model; nearest: {near}"
     raise InvalidRequest(f"{name}: {problem}.", details={"fields": [{"field": name, "problem": problem}]})
-
-
-@cache
-def _libraries() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-
-
-def _threads() -> int:
-    """On a CPU the number of threads decides how sums are split, and so how they round."""
-    import torch
-
-    return int(torch.get_num_threads())
 
 
 def _bytes(blob: Blob) -> bytes:

@@ -15,6 +15,7 @@ from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, Aut
 from PIL import Image
 
 from instructors.controlnet_files import UNION
+from instructors.model_settings import ModelSettings
 from instructors.models import Model
 from instructors.pipelines import streams
 from instructors.pipelines.schedulers import SchedulerBank
@@ -50,14 +51,18 @@ AUTO = {
 class LoadedModel:
     """A pipeline in the device's memory. `name`, `nbytes` and `parts` are for the worker's residency."""
 
-    def __init__(self, model: Model, pipeline: Any, parts: dict[str, Any], padding: Padding) -> None:
+    def __init__(
+        self, model: Model, settings: ModelSettings, pipeline: Any, parts: dict[str, Any], padding: Padding
+    ) -> None:
         self.model = model
+        self.settings = settings
         self.name = model.model_id
         self.parts = parts
         self.nbytes = sum(part.nbytes for part in parts.values())
         self.dtype = str(pipeline.dtype).removeprefix("torch.")
         self.schedulers = SchedulerBank(pipeline.scheduler)
-        self.shared = share(pipeline, padding)  # several pictures may compute together
+        # Several pictures may compute together, but not where the components come and go with each call.
+        self.shared = settings.offload == "none" and share(pipeline, padding)
         self._pipeline = pipeline
         self._pipelines: dict[str, Any] = {"text2img": pipeline}
         if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:

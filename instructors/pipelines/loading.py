@@ -61,7 +61,7 @@ def load(model: Model, settings: ModelSettings, place: Place) -> LoadedModel:
             module = pipeline.components.get(name)
             if isinstance(module, torch.nn.Module):
                 parts[key] = place.part(key) or Part(module, _nbytes(module))
-        return LoadedModel(model, pipeline, parts, place.padding)
+        return LoadedModel(model, settings, pipeline, parts, place.padding)
     except AtelierError:
         raise
     except Exception as error:  # the libraries raise of every kind on files that do not fit together
@@ -154,11 +154,13 @@ def _apply(settings: ModelSettings, pipeline: Any, device: str, fresh: list[str]
             modules["vae"].enable_tiling()
         if settings.vae_slicing:
             modules["vae"].enable_slicing()
-    if settings.offload == "model":
+    if settings.offload != "none" and device == "cpu":
+        log.warning("offload has no effect on a CPU")
+    elif settings.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif settings.offload == "group":
         pipeline.enable_group_offload(onload_device=torch.device(device), offload_type="leaf_level")
-    else:
+    if settings.offload == "none" or device == "cpu":
         pipeline.to(device)
     for name in ("unet", "transformer"):
         if settings.compile and name in modules:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from instructors.models import ModelFolder
+from instructors.numerics import fingerprint
 from instructors.task import Context
 from protocol.errors import ModelInvalid
 from tests.instructors.conftest import Desk, files
@@ -62,6 +63,16 @@ def test_the_settings_say_how_a_model_is_loaded(registry: Any, twins: Path) -> N
     assert (other._pipeline.vae.use_tiling, other._pipeline.vae.use_slicing) == (True, True)
     assert (one._pipeline.vae.use_tiling, one._pipeline.vae.use_slicing) == (False, False)
     assert desk.models.kept() == ["other"]
+    told = fingerprint(other.dtype, other.settings, desk)
+    assert told["settings"] == {"channels_last": True, "vae_tiling": True, "vae_slicing": True}
+    assert told["dtype"] == "bfloat16"
+    assert len(told["device"]) > 3  # the CPU's model, not only that it is one
+
+
+def test_offload_is_for_gpus(registry: Any, twins: Path) -> None:
+    plain = picture(registry, Desk(twins), model_id="one")
+    (twins / "models.toml").write_text('[one]\noffload = "group"\n')
+    assert picture(registry, Desk(twins), model_id="one")[:8] == plain[:8]
 
 
 @pytest.mark.parametrize(
