@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SEEDS  ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage simulate bench bench-dispatch bench-core bench-store evaluate-demo-model \
+.PHONY: help demo test lint coverage simulate bench bench-dispatch bench-core bench-store bench-engine evaluate-demo-model \
         train-demo-model train-demo-addons docs clean
 
 help:  ## list the targets
@@ -37,7 +37,7 @@ coverage: $(READY)  ## the tests with branch coverage; the core must have 95 %
 simulate: $(READY)  ## the scheduler under faults: make simulate SEEDS=10000
 	$(BIN)/python scripts/simulate.py --seeds $(SEEDS)
 
-bench: bench-dispatch bench-core bench-store  ## all benchmarks
+bench: bench-dispatch bench-core bench-store bench-engine  ## all benchmarks
 
 bench-dispatch: $(READY)  ## jobs per second through the orchestrator, beside raw ZeroMQ
 	$(BIN)/python -m scripts.bench.dispatch
@@ -47,6 +47,9 @@ bench-core: $(READY)  ## the cost of an event against queue length and fleet siz
 
 bench-store: $(READY)  ## accepted jobs per second, beside raw SQLite
 	$(BIN)/python -m scripts.bench.store
+
+bench-engine: $(READY)  ## what the step engine costs and gains, beside stock diffusers (7 GB of memory)
+	$(BIN)/python -m scripts.bench.engine
 
 evaluate-demo-model: $(READY)  ## 100 fresh prompts: how often are colours, shapes, places and outlines right?
 	$(BIN)/python -m scripts.demo_model.evaluate base
