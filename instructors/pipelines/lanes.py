@@ -106,7 +106,7 @@ class SharedForward:
         first = next(iter(values.values()))
         rows = int(first.shape[0])
         for name, row_shape in self._sharing.per_row.items():
-            if name in values and not values.get("guess_mode"):
+            if name in values and not (row_shape and values.get("guess_mode")):  # there, a scale differs by layer
                 values[name] = _per_row(values[name], rows, row_shape, first)
         tensors: dict[str, torch.Tensor] = {}
         shape = {

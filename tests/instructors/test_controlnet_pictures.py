@@ -187,6 +187,7 @@ REQUESTS: list[tuple[str, str | None, dict[str, Any]]] = [  # action, its Contro
     ("text2img", "one", {"seed": 6, "steps": 5, "lora": 0.8}),
     ("img2img", None, {"seed": 7, "steps": 5, "lora": -0.5}),
     ("text2img", "two", {"seed": 8, "steps": 4, "guidance_scale": 1.0}),
+    ("text2img", "two that guess", {"seed": 9, "steps": 5}),
 ]
 
 
@@ -229,11 +230,40 @@ def test_company_changes_nothing_that_shows(
     desk.padding = padding
     numbers = range(len(REQUESTS))
     apart = [together([request(registry, desk, family, index)])[0][0] for index in numbers]
-    for order in ([*numbers], [*reversed(numbers)], [4, 1, 0, 6, 3, 7, 2, 5]):
+    for order in ([*numbers], [*reversed(numbers)], [4, 1, 0, 6, 8, 3, 7, 2, 5]):
         made, mixed = together([request(registry, desk, family, index) for index in order])
         assert mixed >= 3
         for picture, index in zip(made, order, strict=True):
             assert difference(picture, apart[index]) <= limit, index
+
+
+def test_one_controlnet_shares_its_forward_with_itself_beside_others(registry: Any, root: Path) -> None:
+    """The stock pipelines call a single ControlNet, and one of several, with arguments of other forms."""
+    desk = Desk(root)
+    made = [
+        make(registry, desk, "text2img", [], model_id="sd", controlnets=uses(name, "sd"), **SIZE)
+        for name in ("one", "two", "guess")
+    ]
+    made.append(make(registry, desk, "img2img", [noise()], model_id="sd", controlnets=uses("one", "sd")))
+    together(made)
+    first = made[0]._controls[0].net.module
+    assert first is made[1]._controls[0].net.module
+    assert len(first.forward._lanes) == 2  # with guess mode and without
+    assert len(made[0]._loaded.pipeline("text2img").unet.forward._lanes) == 1
+
+
+def test_saved_between_pictures_and_restored(registry: Any, desk: Desk) -> None:
+    asked = {"model_id": "sd", "controlnets": uses("two", "sd"), "num_images": 2, "seed": 4}
+    whole = run(registry, desk, "text2img", [], **asked)
+    first = make(registry, desk, "text2img", [], **asked)
+    while not first.units[0].done:
+        step_units([first.units[0]])
+    second = make(registry, desk, "text2img", [], **asked)
+    second.restore(first.save())
+    result = finish(second)
+    assert result.data == whole.data
+    assert files(result)[0] == files(whole)[0]
+    assert files(result)[2:] == files(whole)[2:]
 
 
 def test_what_the_controlnets_saw_comes_back_once(registry: Any, desk: Desk) -> None:
