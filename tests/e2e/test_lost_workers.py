@@ -137,7 +137,7 @@ def test_a_worker_that_is_told_to_stop_hands_back_what_it_has_not_begun(server: 
     client, running, waiting = server.client(), server.file("running"), server.file("waiting")
     first = client.submit("system.noop", {"echo": told(append=running), "sleep_ms": 500})
     second = client.submit("system.noop", {"echo": told(append=waiting)}, events=["state"])
-    eventually(lambda: lines(running) == 1)
+    eventually(lambda: lines(running) == 1 and [len(w.jobs) for w in client.workers() if w.worker_id == "w1"] == [2])
     hanging.signal(signal.SIGTERM)
     assert first.result(10).attempt == 1  # it ended within the grace
     assert hanging.wait() == 0
