@@ -52,7 +52,7 @@ class Padding:
     """How forwards that several pictures share are filled. `rows_max`: at most so many rows (guidance takes two a
     picture). `fixed_rows` None, "fast": the rows that wait, as they are. A number, "reproducible": always so many."""
 
-    rows_max: int = 16
+    rows_max: int = 32
     fixed_rows: int | None = None
 
 

@@ -45,7 +45,7 @@ class LocalLauncher:
         connect: str,
         devices: Sequence[str],
         models: Path | None = None,
-        slots: int = 8,
+        slots: int = 16,
         log_dir: Path | None = None,
         extra_args: Sequence[str] = (),
         grace_s: float = 20.0,

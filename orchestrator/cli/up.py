@@ -31,7 +31,9 @@ AT_ONCE_S = 1.0  # for the workers to leave, after a second signal
     multiple=True,
     help="cpu or cuda:N, a worker each (repeatable).  [default: all GPUs, else cpu]",
 )
-@click.option("--slots", type=click.IntRange(1, 4096), default=8, show_default=True, help="Jobs each worker takes at a time.")
+@click.option(
+    "--slots", type=click.IntRange(1, 4096), default=16, show_default=True, help="Jobs each worker takes at a time."
+)
 @settings_options
 def up(devices: tuple[str, ...], slots: int, config: Path | None, **given: Any) -> None:
     """Run a server with its workers here, in the foreground.

@@ -39,7 +39,7 @@ class LocalStack:
         worker_endpoint: str,
         devices: Sequence[str] | None = None,
         models: Path | None = None,
-        slots: int = 8,
+        slots: int = 16,
         log_dir: Path | None = None,
         worker_grace_s: float = 20.0,
         log_level: str = "info",
@@ -143,7 +143,7 @@ class LocalServer:
         *,
         devices: Sequence[str] | None = None,
         models: str | Path | None = None,
-        slots: int = 8,
+        slots: int = 16,
         ready_s: float = READY_S,
     ) -> None:
         self._devices, self._models, self._slots, self._ready_s = devices, models, slots, ready_s
