@@ -18,6 +18,7 @@ from protocol.schemas import ACTIONS
 from tests.instructors import tiny, tiny_controlnet
 from tests.instructors.conftest import Desk, files
 from tests.instructors.painting import box, file, finish, make, noise, open_image, paint
+from tests.instructors.test_estimators import ramp, save_depth
 from worker.residency import Residency
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -114,6 +115,23 @@ def test_what_cannot_be_preprocessed(registry: Any, built: Path, data: dict[str,
     desk.blobs = [Blob("image/png", file(box()))]
     with pytest.raises(InvalidRequest, match=words):
         finish(registry.make_task("controlnet.preprocess", {"image": {"attachment": 0}, **data}, desk))
+
+
+def test_depth_is_made_by_the_user_s_model_which_stays_loaded(registry: Any, root: Path) -> None:
+    (root / "preprocessors").mkdir()
+    save_depth(root / "preprocessors" / "depth.onnx", [1, 3, 16, 16])
+    desk = Budgeted(root)
+    desk.blobs = [Blob("image/png", file(ramp(32, 32)))]
+    data = {"image": {"attachment": 0}, "preprocessor": "depth"}
+    [raw] = files(finish(registry.make_task("controlnet.preprocess", data, desk)))
+    columns = np.asarray(open_image(raw).convert("L")).astype(int).mean(axis=0)
+    assert columns[0] < 20
+    assert columns[-1] > 235
+    assert desk.residency.names == ["preprocessor depth"]
+    near = {"controlnet_id": "edges", "image": file(ramp(32, 32)), "preprocessor": "depth"}
+    task = make(registry, desk, "text2img", [], model_id="sd", controlnets=[near], width=32, height=32)
+    assert files(finish(task))[1] == raw
+    assert sorted(desk.residency.names) == ["controlnet/edges", "preprocessor depth", "sd"]
 
 
 def pickled(folder: Path) -> None:
