@@ -112,10 +112,10 @@ class Placement:
                 self._reserve(worker, job.requirement)
             else:
                 self._assign(worker, job)
-        while worker.has_urgent_room:
-            lines = [line for line in queue.lines(worker.worker_id) if worker.can_run(line.requirement)]
-            job = queue.best(lines, worker.profile.resident, self._core.now_ms)
-            if job is None or job.priority < PRIORITY_MAX or job.requirement.exclusive:
+        while worker.has_urgent_room:  # not for what has only risen to the highest priority
+            lines = [line for line in queue.lines(worker.worker_id) if worker.takes(line.requirement, urgent=True)]
+            job = queue.urgent(lines, worker.profile.resident)
+            if job is None:
                 return
             self._assign(worker, job)
 

@@ -87,6 +87,11 @@ class Line:
         assert self._best is not None  # a line without jobs is no line
         return self._best
 
+    def urgent(self) -> Entry | None:
+        """The head of those that came with the highest priority; what has risen to it is not among them."""
+        ring = self.rings.get(PRIORITY_MAX)
+        return None if ring is None else ring.head()
+
     def _look(self, now_ms: int, aging_ms: int) -> None:
         self._best, self._best_until_ms = None, now_ms + aging_ms
         for priority, ring in list(self.rings.items()):
@@ -187,6 +192,17 @@ class Queue:
             if found is None or rank < found[0]:
                 found = rank, entry.job
         return found[1] if found else None
+
+    def urgent(self, lines: Iterable[Line], resident: frozenset[str]) -> Job | None:
+        """The job to run next of those that came with the highest priority: in the order of `best`."""
+        heads = [(line.requirement.model_id, entry) for line in lines if (entry := line.urgent()) is not None]
+
+        def rank(head: tuple[str | None, Entry]) -> tuple[bool, int, int]:
+            model_id, entry = head
+            cold = model_id is not None and model_id not in resident
+            return cold, self._turns.get(entry.job.tenant, 0), entry.ticket
+
+        return min(heads, key=rank)[1].job if heads else None
 
     def backlog_ms(self, priority: int) -> int:
         """Predicted run time of everything that waits at this priority or above."""

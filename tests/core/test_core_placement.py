@@ -313,6 +313,17 @@ def test_the_most_urgent_need_no_free_slot() -> None:
     assert [line for line in told if line.startswith("assign")] == ["assign w j3/1"]
 
 
+def test_the_room_of_the_most_urgent_waits_for_none_that_has_only_risen() -> None:
+    lab = Lab(aging_ms=1_000)
+    lab.hello("w", slots=2)
+    for number, priority in ((1, 4), (2, 4), (3, 8), (4, 9), (5, 9)):
+        lab.submit(number, priority=priority)
+    lab.wait(1_000)  # job 3 has risen, and was first
+    lab.submit(6, priority=9, tenant="other")
+    told = lab.result("w", "j4/1")
+    assert [line for line in told if line.startswith("assign")] == ["assign w j6/1"]
+
+
 def test_a_worker_of_one_slot_runs_one_job_at_a_time() -> None:
     lab = Lab()
     lab.hello("w")

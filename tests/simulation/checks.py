@@ -124,10 +124,10 @@ def _check_placement(core: Core) -> None:
             check(not worker.takes(need), "a free worker beside a waiting job", worker.worker_id, need)
     for worker in core.fleet.by_id.values():
         if worker.has_urgent_room:
-            lines = [line for line in core.queue.lines(worker.worker_id) if worker.can_run(line.requirement)]
-            job = core.queue.best(lines, worker.profile.resident, core.now_ms)
-            waits = job is not None and job.priority == PRIORITY_MAX and not job.requirement.exclusive
-            check(not waits, "an urgent job waits beside room for it", worker.worker_id)
+            needs = [line.requirement for line in core.queue.lines(worker.worker_id)]
+            fitting = [need for need in needs if worker.can_run(need) and not need.exclusive]
+            waits = [job.job_id for need in fitting for job in core.queue.jobs_of(need) if job.priority == PRIORITY_MAX]
+            check(not waits, "an urgent job waits beside room for it", worker.worker_id, *waits)
 
 
 def _check_askers(core: Core) -> None:
