@@ -117,7 +117,7 @@ class Residency:
         entry = self._aside.get(key)
         if entry is None:
             return None
-        self._make_room(sum(part.nbytes for name, part in entry.parts.items() if self.part(name) is None))
+        self._make_room(sum(part.nbytes for part in entry.parts.values() if not self._in_use(part)))
         del self._aside[key]
         for part in entry.parts.values():
             part.move(self._device)
@@ -149,12 +149,17 @@ class Residency:
         """Keep it in the machine's memory, if there is a budget for that and all its parts can move."""
         if not self._aside_budget or not all(hasattr(part, "move") for part in entry.parts.values()):
             return
-        for name, part in entry.parts.items():
-            if self.part(name) is None:
+        for part in entry.parts.values():
+            if not self._in_use(part):
                 part.move("cpu")
         self._aside[key] = entry
         while self.aside_nbytes > self._aside_budget:
             self._aside.popitem(last=False)
+
+    def _in_use(self, part: Any) -> bool:
+        """Whether a resident has this very part on the device. One may have another of the same key, which it loaded
+        while this one was set aside."""
+        return any(part is own for entry in self._entries.values() for own in entry.parts.values())
 
     def _publish(self) -> None:
         self.names = list(dict.fromkeys(entry.value.name for entry in self._entries.values()))
@@ -166,5 +171,5 @@ def _parts(key: str, value: Any) -> Mapping[str, Any]:
 
 
 def _nbytes(entries: Iterable[_Entry]) -> int:
-    parts = {name: part.nbytes for entry in entries for name, part in entry.parts.items()}
+    parts = {id(part): part.nbytes for entry in entries for part in entry.parts.values()}
     return sum(parts.values())

@@ -295,6 +295,26 @@ def test_a_shared_part_stays_on_the_device_when_one_of_its_users_is_set_aside() 
     assert encoder.device == "gpu"
 
 
+def test_a_part_that_was_loaded_twice_counts_twice_and_leaves_the_device() -> None:
+    residency = Residency(200, lambda: None, device="gpu", aside_bytes=1000)
+    parts = {name: {"encoder": Module(40), f"unet {name}": Module(30)} for name in "ab"}
+
+    def use(name: str) -> None:
+        if residency.get(name) is None:
+            residency.load(name, 70, lambda: Made(name, parts[name]))
+        residency.unpin(name)
+
+    use("a")
+    residency.evict_unused()
+    use("b")  # loads its own encoder, for that of a is set aside
+    use("a")
+    assert residency.nbytes == 140
+    residency.load("c", 100, lambda: Made("c", {"unet c": Module(100)}))
+    assert residency.names == ["a", "c"]
+    assert {module.device for module in parts["b"].values()} == {"cpu"}
+    assert residency.nbytes == 170
+
+
 def test_too_large_alone_and_failing_loads() -> None:
     residency = Residency(100, lambda: None)
     with pytest.raises(OutOfMemory):
