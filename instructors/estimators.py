@@ -87,11 +87,14 @@ def find(name: str, folder: ModelFolder) -> EstimatorFiles:
     if not inside(path, folder.root):
         raise Forbidden(f"The files of the preprocessor {name!r} lead out of the model folder.")
     state, nbytes = hashlib.sha256(), 0
-    for file in [path] if path.is_file() else files_of(path, folder.root):
-        check_weights(file)
-        status = file.stat()
-        state.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        nbytes += status.st_size
+    try:
+        for file in [path] if path.is_file() else files_of(path, folder.root):
+            check_weights(file)
+            status = file.stat()
+            state.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            nbytes += status.st_size
+    except OSError:
+        raise ModelInvalid(f"The files of the preprocessor {name!r} cannot be read, or have changed just now.") from None
     return EstimatorFiles(name, path, state.hexdigest(), nbytes)
 
 

@@ -78,7 +78,7 @@ class LoraFile:
             with self.path.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError:
-            raise ModelInvalid("This LoRA's file cannot be read, or has changed just now.") from None
+            raise _unreadable() from None
 
     def to_wire(self) -> dict[str, Any]:
         """The entry in `lora.list`."""
@@ -131,11 +131,14 @@ class LoraFolder:
             raise ModelNotFound("There is no LoRA of this name.", details=details)
         if not self._inside(path):
             raise Forbidden("This LoRA leads out of the model folder.")
-        status = path.stat()
-        version = (status.st_size, status.st_mtime_ns)
-        known_file = self._read.get(path)
-        if known_file is None or known_file[0] != version:
-            self._read[path] = (version, read(path, lora_id))
+        try:
+            status = path.stat()
+            version = (status.st_size, status.st_mtime_ns)
+            known_file = self._read.get(path)
+            if known_file is None or known_file[0] != version:
+                self._read[path] = (version, read(path, lora_id))
+        except OSError:
+            raise _unreadable() from None
         return self._read[path][1]
 
     @property
@@ -187,6 +190,10 @@ def read(path: Path, lora_id: str) -> LoraFile:
         nbytes=path.stat().st_size,
         elements=sum(math.prod(shape) for shape in shapes.values()),
     )
+
+
+def _unreadable() -> ModelInvalid:
+    return ModelInvalid("This LoRA's file cannot be read, or has changed just now.")
 
 
 def _weights_in(folder: Path) -> Path | None:

@@ -45,12 +45,14 @@ def read_settings(root: Path) -> dict[str, ModelSettings]:
     file = root / FILE
     if not file.is_file():
         return {}
-    if file.stat().st_size > FILE_BYTES_MAX:
-        raise ModelInvalid(f"{FILE} is too large.")
     try:
+        if file.stat().st_size > FILE_BYTES_MAX:
+            raise ModelInvalid(f"{FILE} is too large.")
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ModelInvalid(f"{FILE} cannot be read: {error}") from None
+    except (OSError, RecursionError):  # whose words tell the path
+        raise ModelInvalid(f"{FILE} cannot be read.") from None
     common = tables.pop(ALL, {})
     return {ALL: _settings(ALL, {}, common), **{name: _settings(name, common, own) for name, own in tables.items()}}
 

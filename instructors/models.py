@@ -188,13 +188,16 @@ class ModelFolder:
         """The content hash of what is loaded, that of each component, and how many numbers each component's weights
         hold. May raise as `find` does."""
         whole, parts, elements = hashlib.sha256(), defaultdict[str, Any](hashlib.sha256), defaultdict[str, int](int)
-        for file in files_of(path, self.root or path):
-            digest, count = self._digest(file)
-            relative = file.relative_to(path)
-            elements[relative.parts[0]] += count
-            if file.suffix in HASHED_SUFFIXES:
-                whole.update(relative.as_posix().encode() + b"\0" + digest)
-                parts[relative.parts[0]].update("/".join(relative.parts[1:]).encode() + b"\0" + digest)
+        try:
+            for file in files_of(path, self.root or path):
+                digest, count = self._digest(file)
+                relative = file.relative_to(path)
+                elements[relative.parts[0]] += count
+                if file.suffix in HASHED_SUFFIXES:
+                    whole.update(relative.as_posix().encode() + b"\0" + digest)
+                    parts[relative.parts[0]].update("/".join(relative.parts[1:]).encode() + b"\0" + digest)
+        except OSError:  # a link to nowhere, a file that may not be read
+            raise ModelInvalid("Its files cannot be read, or have changed just now.") from None
         return whole.hexdigest(), {name: part.hexdigest() for name, part in parts.items()}, dict(elements)
 
     def _digest(self, file: Path) -> tuple[bytes, int]:

@@ -242,6 +242,13 @@ def test_links_out_of_the_model_folder_are_refused(
         estimators.find("depth", folder)
 
 
+def test_a_link_to_nowhere_is_no_file_to_use(folder: ModelFolder) -> None:
+    save_dpt(place(folder, "depth"))
+    (place(folder, "depth") / "gone.json").symlink_to("nowhere")
+    with pytest.raises(ModelInvalid, match="cannot be read"):
+        estimators.find("depth", folder)
+
+
 def test_an_onnx_file_reads_no_file_beside_the_folder(folder: ModelFolder) -> None:
     """Weights of an ONNX file may be stored in another one, named inside it."""
     assert folder.root is not None

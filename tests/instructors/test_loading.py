@@ -84,12 +84,20 @@ def test_offload_is_for_gpus(registry: Any, twins: Path) -> None:
         ("one = 3", r"\[one\]"),
         ("[one", "cannot be read"),
         ("#" * 300_000, "too large"),
+        ("one = " + "[" * 5_000, "cannot be read"),
     ],
 )
 def test_wrong_settings_are_told(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "models.toml").write_text(text)
     with pytest.raises(ModelInvalid, match=words):
         ModelFolder(tmp_path).settings("one")
+
+
+def test_settings_that_cannot_be_read_tell_no_path(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").symlink_to("/proc/self/mem")  # a file whose reading fails, for root as well
+    with pytest.raises(ModelInvalid, match="cannot be read") as caught:
+        ModelFolder(tmp_path).settings("one")
+    assert "/" not in caught.value.message
 
 
 def test_models_without_settings_follow_the_device(tiny_root: Path) -> None:

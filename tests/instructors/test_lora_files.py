@@ -240,6 +240,17 @@ def test_a_link_out_of_the_folder_is_refused(
     assert folder.entry("link")["nbytes"] == 0
 
 
+def test_a_file_that_cannot_be_read_costs_the_list_nothing(folder: LoraFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder, kohya())
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(lora_files, "read", refuse)
+    assert "cannot be read" in folder.entry("some")["problem"]
+    assert str(path) not in folder.entry("some")["problem"]
+
+
 def test_a_changed_file_is_read_again_and_one_that_is_not_is_not(folder: LoraFolder) -> None:
     write(folder, kohya())
     first = folder.find("some")

@@ -122,6 +122,16 @@ def test_links_within_a_model(root: Path, tmp_path: Path, target: str) -> None:
         ModelFolder(root).find("tiny")
 
 
+def test_a_link_to_nowhere_costs_its_own_model_alone(root: Path) -> None:
+    shutil.copytree(root / "tiny", root / "other")
+    (root / "other/unet/gone.json").symlink_to(root / "nowhere")
+    folder = ModelFolder(root)
+    with pytest.raises(ModelInvalid, match="cannot be read") as caught:
+        folder.find("other")
+    assert str(root) not in json.dumps(caught.value.to_wire())
+    assert ["problem" in entry for entry in folder.entries("cpu")] == [True, False]
+
+
 def test_a_folder_linked_from_within_is_refused(root: Path) -> None:
     shutil.move(root / "tiny/unet", root / "kept")
     (root / "tiny/unet").symlink_to(root / "kept")
