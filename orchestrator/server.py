@@ -17,6 +17,7 @@ from orchestrator.settings import Settings
 from orchestrator.store import Store
 from orchestrator.telemetry import configure_logging
 from orchestrator.wakeup import Wakeup
+from protocol.frames import keep_memory
 
 SWITCH_INTERVAL_S = 0.0005  # a busy writer thread must not keep the GIL from the loop
 GC_THRESHOLDS = (20_000, 50, 100)  # kept jobs are many objects and no cycles: looking through them all is lost time
@@ -39,6 +40,7 @@ def run(settings: Settings, *, exit_with_stdin: bool = False) -> None:
     """
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_memory()
     settings.make_folders()
     wakeup = Wakeup()
     store = Store(settings.database_url, wakeup.wake)

@@ -16,6 +16,7 @@ from instructors import inference, registry
 from instructors.models import ModelFolder
 from instructors.task import Padding, Place
 from protocol.errors import ModelInvalid
+from protocol.frames import keep_memory
 from protocol.messages import Capabilities, Hello
 from worker import hardware, logs
 from worker.delivery import Delivery, Outbox
@@ -35,6 +36,7 @@ log = structlog.get_logger("worker.child")
 def main(argv: list[str] | None = None) -> int:
     """Run until told to leave. Exit codes: worker.options."""
     options = parse(argv)
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     threading.Thread(target=_die_with_parent, name="death pipe", daemon=True).start()
     _prepare_libraries()
