@@ -94,7 +94,8 @@ def find(name: str, folder: ModelFolder) -> EstimatorFiles:
             state.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
             nbytes += status.st_size
     except OSError:
-        raise ModelInvalid(f"The files of the preprocessor {name!r} cannot be read, or have changed just now.") from None
+        problem = "cannot be read, or have changed just now"
+        raise ModelInvalid(f"The files of the preprocessor {name!r} {problem}.") from None
     return EstimatorFiles(name, path, state.hexdigest(), nbytes)
 
 

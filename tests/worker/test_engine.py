@@ -7,11 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from instructors.task import Context, Result
 from protocol.enums import HeldState
 from protocol.errors import InvalidRequest
 from protocol.limits import PRIORITY_MAX
 from protocol.messages import Cancel, Drain, ResultAck
-from tests.worker.fakes import FakeClock, FakeLane, FakePlain, Fakes, FakeShared, Work
+from tests.worker.fakes import FakeClock, FakeLane, FakeModel, FakePlain, Fakes, FakeShared, Work
 from worker import jobs
 from worker.engine import engine, running
 
@@ -263,6 +264,34 @@ def test_a_job_waits_for_memory_that_the_running_ones_hold(fakes: Fakes, clock: 
     fakes.run()
     assert [result["job_id"] for result in fakes.results] == ["urgent", "first", "second", "third"]
     assert all(result["success"] for result in fakes.results)
+
+
+def test_a_plain_task_waits_for_memory_as_well(fakes: Fakes, clock: FakeClock) -> None:
+    """It loads within its first step."""
+
+    class Loader(FakePlain):
+        context: Context
+
+        def step(self) -> Result | None:
+            self.context.resident("b", 10, lambda: FakeModel("b"))
+            return super().step()
+
+    fakes.residency._budget = 15
+    registry = fakes.place.registry
+    action, _ = registry._actions["test.plain"]
+
+    def make(data: Any, context: Context) -> Loader:
+        task = Loader(fakes.work[data.work], fakes)
+        task.context = context
+        return task
+
+    registry._actions["test.plain"] = (action, make)
+    fakes.assign("first", pictures([FakeLane(clock)] * 9, models=("a",)))
+    fakes.turn()
+    fakes.assign("second", plain())
+    fakes.run()
+    assert [fakes.outcome(job_id) for job_id in ("first", "second")] == ["done", "done"]
+    assert fakes.residency.names == ["b"]
 
 
 def test_cancelled_while_its_model_does_not_fit_it_is_answered(

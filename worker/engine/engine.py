@@ -157,10 +157,9 @@ class Engine(threading.Thread):
         running = Running(self._place, job, self._begun)
         self._place.pulse.beat()
         running.begin()
-        if not (running.no_room and self._running and self._put_back(job)):
-            self._running.append(running)
-            if running.over:
-                self._settle()
+        self._running.append(running)
+        if running.over:
+            self._settle()
 
     def _put_back(self, job: Job) -> bool:
         """Its model does not fit beside those in use: it begins when one of the running jobs has ended. Until then
@@ -217,7 +216,8 @@ class Engine(threading.Thread):
             if running.over:
                 self._running.remove(running)
                 self._crowded = -1
-                running.deliver()
+                if not (running.no_room and self._running and self._put_back(running.job)):
+                    running.deliver()
 
 
 def _urgent_first(job: Job) -> int:
