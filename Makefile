@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SEEDS  ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage simulate bench bench-dispatch bench-core bench-store bench-engine evaluate-demo-model \
+.PHONY: help demo test test-slow lint coverage simulate bench bench-dispatch bench-core bench-store bench-engine evaluate-demo-model \
         train-demo-model train-demo-addons docs clean
 
 help:  ## list the targets
@@ -24,6 +24,9 @@ demo: $(READY)  ## set everything up and generate a picture with the shipped mod
 
 test: $(READY)  ## set everything up and run the tests
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the checks that take minutes: a hundred pictures each
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
