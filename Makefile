@@ -57,7 +57,7 @@ bench-engine: $(READY)  ## what the step engine costs and gains, beside stock di
 evaluate-demo-model: $(READY)  ## 100 fresh prompts: how often are colours, shapes, places and outlines right?
 	$(BIN)/python -m scripts.demo_model.evaluate base
 	$(BIN)/python -m scripts.demo_model.evaluate controlnet
-	$(BIN)/python -m scripts.demo_model.evaluate lora
+	$(BIN)/python -m scripts.demo_model.evaluate lora --guidance 2
 
 train-demo-model: $(READY)  ## train the demo model anew (about 1.5 hours on two cores)
 	$(BIN)/python -m scripts.demo_model.train base

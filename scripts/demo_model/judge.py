@@ -43,9 +43,8 @@ def judge(image: Image.Image) -> Judgement:
         return Judgement(UNKNOWN, UNKNOWN, COLOURS[background])
     hole = _hole(mask)
     whole = mask | hole
-    hollow = (
-        bool(hole.sum() >= MIN_HOLE * whole.sum()) and _nearest(np.median(pixels[hole], axis=0)[None])[0] == background
-    )
+    hollow = bool(hole.sum() >= MIN_HOLE * whole.sum())
+    hollow = hollow and int(_nearest(np.median(pixels[hole], axis=0)[None])[0]) == background
     return Judgement(_kind(whole if hollow else mask), COLOURS[colour], COLOURS[background], hollow)
 
 

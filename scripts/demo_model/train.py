@@ -20,7 +20,7 @@ SEED = 1
 VAE_STEPS = 8_000
 UNET_STEPS = 16_000
 CONTROLNET_STEPS = 8_000
-LORA_STEPS = 5_000
+LORA_STEPS = 7_500
 # The denoiser can only draw what the autoencoder can: below this there is no point in going on.
 MIN_RECONSTRUCTION = 0.95
 
