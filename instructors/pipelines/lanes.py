@@ -162,16 +162,19 @@ class SharedForward:
         return fullest.shape, tensors, [call.mix for call in calls for _ in range(call.rows)]
 
     def _run_fixed(self, shape: Any, tensors: dict[str, torch.Tensor], mixes: list[Mix], at: int) -> Any:
-        """Rows from `at` on, filled up to the fixed number with copies of the first."""
+        """Rows from `at` on, filled up to the fixed number with copies of the first.
+
+        Always in one memory layout, for kernels choose by that as well, and rows joined have that of all, if it is one.
+        """
         count = self._fixed_rows or 0
         rows = min(count, len(mixes) - at)
-        padded = {
-            name: torch.cat([tensor[at : at + rows], tensor[at : at + 1].expand(count - rows, *tensor.shape[1:])])
-            if tensor.shape[0] == len(mixes)
-            else tensor
-            for name, tensor in tensors.items()
-        }
-        return _rows_of(self._run(shape, padded, mixes[at : at + rows] + [NO_MIX] * (count - rows)), 0, rows)
+
+        def padded(tensor: torch.Tensor) -> torch.Tensor:
+            filling = tensor[at : at + 1].expand(count - rows, *tensor.shape[1:])
+            return torch.cat([tensor[at : at + rows], filling]).contiguous()
+
+        full = {name: padded(tensor) if tensor.shape[0] == len(mixes) else tensor for name, tensor in tensors.items()}
+        return _rows_of(self._run(shape, full, mixes[at : at + rows] + [NO_MIX] * (count - rows)), 0, rows)
 
     def _run(self, shape: Any, tensors: dict[str, torch.Tensor], mixes: list[Mix]) -> Any:
         with self._mixed(mixes):

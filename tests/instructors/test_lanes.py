@@ -96,6 +96,24 @@ def test_each_gets_its_own_rows_back(padding: Padding) -> None:
     assert module.rows == ([5] if padding is FAST else [4, 4])
 
 
+def test_a_forward_of_fixed_rows_has_one_memory_layout() -> None:
+    """An encoder may answer in another, and kernels choose by it."""
+    layouts: list[bool] = []
+
+    def forward(sample: torch.Tensor, timestep: Any) -> Any:
+        layouts.append(sample.is_contiguous())
+        return (sample,)
+
+    shared = SharedForward(forward, COUNTED, REPRODUCIBLE)
+    plain = torch.randn(2, 3, 8, 8)
+    other = plain.to(memory_format=torch.channels_last)
+    for samples in ([plain], [other], [plain, other]):
+        waiting = begin(*(lambda sample=sample: shared(sample, 1) for sample in samples))
+        step(*waiting)
+        assert all(torch.equal(answer, plain) for (answer,) in answers(*waiting))
+    assert layouts == [True] * 3
+
+
 def test_alone_in_fast_the_arguments_are_passed_on_as_they_are() -> None:
     seen: list[Any] = []
 
