@@ -45,7 +45,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A server with one worker, which stays the same process from the first test to the last, and finishes somebody
     else's pictures beside all that is refused."""
     models = tmp_path_factory.mktemp("house") / "models"
-    for folder in ("demo", "controlnets"):
+    for folder in ("demo", "controlnets", "loras"):
         shutil.copytree(ROOT / "models" / folder, models / folder)
     spoil(models / "controlnets")
     with House() as house:
@@ -78,6 +78,12 @@ def painted(client: Client, **fields: Any) -> Any:
     return client.text2img(PROMPT, **{"guidance_scale": 4.0, "seed": 3, "controlnets": [use()], **fields})
 
 
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
 def test_the_picture_follows_the_edges_and_they_come_back(client: Client) -> None:
     result = painted(client)
     [image], [seen] = result.images, result.controlnet_images
@@ -95,10 +101,8 @@ def test_its_recipe_makes_it_again(client: Client) -> None:
     assert [len(result.images), len(result.controlnet_images)] == [2, 1]
     recipe = recipes.read(result.images[1].content)
     assert recipe is not None
-    stream = io.BytesIO()
-    use()["image"].save(stream, "PNG")
     data = recipes.request_data(recipe, {"controlnets.0.image": {"attachment": 0}})
-    again = client.run(recipe["action"], data, attachments=[Blob(stream.getvalue(), "image/png")])
+    again = client.run(recipe["action"], data, attachments=[Blob(png(use()["image"]), "image/png")])
     apart = np.abs(np.asarray(again.images[0].pil, int) - np.asarray(result.images[1].pil, int))
     assert apart.max() <= 1  # it had other company
 
@@ -109,6 +113,23 @@ def test_the_edges_hold_where_a_picture_is_changed(client: Client) -> None:
     asked = {"guidance_scale": 4.0, "seed": 3, "controlnets": [use()]}
     assert overlap_with(SCENE, client.img2img(PROMPT, start, strength=1.0, **asked).images[0].pil) >= 0.7
     assert overlap_with(SCENE, client.inpainting(PROMPT, start, whole, **asked).images[0].pil) >= 0.7
+
+
+def test_requests_of_all_kinds_at_once(client: Client) -> None:
+    """Edges, a LoRA, both and neither: each picture is what its own request says."""
+    kinds: list[tuple[bool, bool]] = [(True, False), (False, True), (True, True), (False, False)] * 2
+    jobs = []
+    for number, (edges, hollow) in enumerate(kinds):
+        prompt = f"{PROMPT}, hollow" if hollow else PROMPT
+        data: dict[str, Any] = {"prompt": prompt, "guidance_scale": 4.0, "seed": number, "steps": 20 + number}
+        data["loras"] = [{"lora_id": "demo-hollow"}] if hollow else []
+        data["controlnets"] = [use(image=png(to_image(render(SCENE))))] if edges else []
+        jobs.append(client.submit("inference.text2img", data))
+    for (edges, hollow), job in zip(kinds, jobs, strict=True):
+        seen = judge(job.result(60).images[0].pil)
+        assert (seen.shape_kind, seen.hollow) == ("square" if edges else "circle", hollow)
+        assert seen.background_colour == "white"
+        assert seen.shape_colour == "red" or hollow  # the LoRA's outlines on white are at times black
 
 
 def test_list_and_preprocess(client: Client) -> None:
@@ -161,11 +182,10 @@ def test_what_does_not_go_together(client: Client) -> None:
 
 
 def refused(client: Client, code: str, words: str, uses: list[dict[str, Any]]) -> None:
-    stream = io.BytesIO()
-    to_image(render(SCENE)).save(stream, "PNG")
+    blob = Blob(png(to_image(render(SCENE))), "image/png")
     data = {"prompt": PROMPT, "steps": 2, "controlnets": uses}
     with pytest.raises(AtelierError) as caught:
-        client.run("inference.controlnet", data, attachments=[Blob(stream.getvalue(), "image/png")])
+        client.run("inference.controlnet", data, attachments=[blob])
     error = caught.value
     assert error.code == code, error
     text = f"{error.message} {json.dumps(error.details)}"
