@@ -164,7 +164,9 @@ class LoadedModel:
         view.scheduler = scheduler
         if plan.vae is not None:
             view.vae = plan.vae.module
-        if self.shared:
+        vae = getattr(view, "vae", None)
+        vae_dtype = None if vae is None else vae.dtype
+        if self.shared or plan.vae is not None:
             view.upcast_vae = _nothing  # the shared decoder sees to it, for all that it decodes together
 
         def after_step(pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +195,8 @@ class LoadedModel:
             ).images[0]
         finally:
             view.maybe_free_model_hooks()
+            if vae is not None and vae.dtype != vae_dtype:  # stock encodes in float32, and failed; the VAE is shared
+                vae.to(vae_dtype)
 
     def _give_way(self) -> None:
         """Let others have the device, where no shared module's next call does so by itself."""

@@ -26,8 +26,7 @@ def resident(vae_id: str, loaded: LoadedModel, context: Context) -> LoadedCompon
     except AtelierError as error:
         error.details["vae_id"] = vae_id
         raise
-    if loaded.shared:
-        share_decode(vae.module, context.padding)
+    share_decode(vae.module, context.padding)  # also for an offloaded model: it may decode for others meanwhile
     return vae
 
 

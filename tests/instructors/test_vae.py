@@ -12,6 +12,7 @@ from instructors.task import Padding
 from protocol.errors import AtelierError, ModelInvalid, ModelNotFound
 from tests.instructors import tiny
 from tests.instructors.conftest import Desk, files
+from tests.instructors.painting import difference, make, noise, run, together
 from tests.instructors.test_text2img import open_image
 
 
@@ -81,3 +82,34 @@ def test_what_cannot_be_used_is_told(
     with pytest.raises(error, match=words) as caught:
         picture(registry, Desk(root), vae_id=vae_id)
     assert caught.value.details["vae_id"] == vae_id
+
+
+@pytest.fixture
+def half_root(tmp_path: Path) -> Path:
+    """Models in half precision whose VAE is to be run in full, one of them without lanes; and a VAE like theirs."""
+    for name in ("one", "offloaded"):
+        tiny.build(tmp_path / name, "sdxl")
+    shutil.copytree(tmp_path / "one" / "vae", tmp_path / "vaes" / "other")
+    (tmp_path / "models.toml").write_text('["*"]\ndtype = "float16"\n[offloaded]\noffload = "group"\n')
+    return tmp_path
+
+
+def test_an_encode_that_fails_leaves_the_vae_as_it_was(
+    registry: Any, half_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(half_root)
+    before = pixels(picture(registry, desk, model_id="one"))
+    [loaded] = desk._loaded.values()
+    with monkeypatch.context() as patched:
+        patched.setattr(loaded.component("vae"), "encode", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            run(registry, desk, "img2img", [noise()], model_id="one")
+    assert (pixels(picture(registry, desk, model_id="one")) == before).all()
+
+
+def test_models_with_and_without_lanes_decode_with_one_vae_at_once(registry: Any, half_root: Path) -> None:
+    desk = Desk(half_root)
+    asked = [("one", "other"), ("offloaded", "other")] * 2
+    tasks = [make(registry, desk, "text2img", [], model_id=model_id, vae_id=vae_id) for model_id, vae_id in asked]
+    pictures, _ = together(tasks)
+    assert difference(pictures[0], pictures[2]) == difference(pictures[1], pictures[3]) == 0
