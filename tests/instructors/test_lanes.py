@@ -105,13 +105,13 @@ def test_a_forward_of_fixed_rows_has_one_memory_layout() -> None:
         return (sample,)
 
     shared = SharedForward(forward, COUNTED, REPRODUCIBLE)
-    plain = torch.randn(2, 3, 8, 8)
+    plain = torch.randn(3, 3, 8, 8)
     other = plain.to(memory_format=torch.channels_last)
-    for samples in ([plain], [other], [plain, other]):
+    for samples in ([plain], [other], [plain, other]):  # three rows: what is added to fill up may have their layout
         waiting = begin(*(lambda sample=sample: shared(sample, 1) for sample in samples))
         step(*waiting)
         assert all(torch.equal(answer, plain) for (answer,) in answers(*waiting))
-    assert layouts == [True] * 3
+    assert layouts == [True] * 4
 
 
 def test_alone_in_fast_the_arguments_are_passed_on_as_they_are() -> None:
