@@ -72,7 +72,6 @@ class SharedForward:
         self._omissible = {name for name, one in self._signature.parameters.items() if one.default is None}
         self._sharing = sharing
         self._padding = padding
-        self._fixed_rows = padding.fixed_rows
         self._adapters = adapters
         self._lanes: OrderedDict[Hashable, ForwardLane] = OrderedDict()
 
@@ -86,6 +85,10 @@ class SharedForward:
     def rows_max(self, call: Call) -> int:
         """How many rows may be computed together with this call's."""
         return self._padding.rows_max
+
+    def fixed_rows(self, call: Call) -> int | None:
+        """How many rows each forward of calls like this one has; None: as many as wait."""
+        return self._padding.fixed_rows
 
     def _invoke(self, *args: Any, **kwargs: Any) -> Any:
         return self._forward(*args, **kwargs)
@@ -129,17 +132,18 @@ class SharedForward:
 
     def compute(self, calls: Sequence[Call]) -> list[Any]:
         """Each call's result."""
-        if self._fixed_rows is None and len(calls) == 1:
+        fixed_rows = self.fixed_rows(calls[0])
+        if fixed_rows is None and len(calls) == 1:
             with self._mixed([calls[0].mix] * calls[0].rows):
                 return [self._invoke(*calls[0].args, **calls[0].kwargs)]
         for call in calls:
-            call.exact = self._fixed_rows is not None
+            call.exact = fixed_rows is not None
         shape, tensors, mixes = self._together(calls)
         rows = len(mixes)
-        if self._fixed_rows is None:
+        if fixed_rows is None:
             result = self._run(shape, tensors, mixes)
         else:
-            parts = [self._run_fixed(shape, tensors, mixes, at) for at in range(0, rows, self._fixed_rows)]
+            parts = [self._run_fixed(shape, tensors, mixes, at, fixed_rows) for at in range(0, rows, fixed_rows)]
             result = _cat(parts)
         results, at = [], 0
         for call in calls:
@@ -161,12 +165,11 @@ class SharedForward:
             tensors[name] = torch.cat(parts)
         return fullest.shape, tensors, [call.mix for call in calls for _ in range(call.rows)]
 
-    def _run_fixed(self, shape: Any, tensors: dict[str, torch.Tensor], mixes: list[Mix], at: int) -> Any:
-        """Rows from `at` on, filled up to the fixed number with copies of the first.
+    def _run_fixed(self, shape: Any, tensors: dict[str, torch.Tensor], mixes: list[Mix], at: int, count: int) -> Any:
+        """Rows from `at` on, filled up to `count` with copies of the first.
 
         Always in one memory layout, for kernels choose by that as well, and rows joined have that of all, if it is one.
         """
-        count = self._fixed_rows or 0
         rows = min(count, len(mixes) - at)
 
         def padded(tensor: torch.Tensor) -> torch.Tensor:

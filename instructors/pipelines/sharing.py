@@ -80,6 +80,11 @@ class DecodeForward(SharedForward):
         height, width = call.tensors["z"].shape[-2:]
         return max(1, min(DECODE_ROWS_MAX, DECODE_LATENTS // (height * width)))
 
+    def fixed_rows(self, call: Call) -> int | None:
+        """No more than fit: filling up a decode of large pictures would take several times the memory of one."""
+        fixed_rows = super().fixed_rows(call)
+        return None if fixed_rows is None else min(fixed_rows, self.rows_max(call))
+
     def _invoke(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._vae.dtype != torch.float16:
             return self._forward(z, *args, **kwargs)

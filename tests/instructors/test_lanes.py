@@ -418,3 +418,19 @@ def test_decodes_are_bounded_by_pixels() -> None:
         rows = [*rows, waiting[0].lane.rows_max]
         waiting[0].close()
     assert rows == [16, 4, 1, 1]
+
+
+def test_a_fixed_number_of_rows_is_no_more_than_fit_in_a_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = tiny._vae().eval()
+    plain, rows = vae.decode, []
+
+    def counted(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(z.shape[0])
+        return plain(z, *args, **kwargs)
+
+    monkeypatch.setattr(vae, "decode", counted)
+    forward = DecodeForward(vae, REPRODUCIBLE)
+    monkeypatch.setattr(sharing, "DECODE_LATENTS", 2 * 8 * 8)
+    for side in (4, 8, 16):
+        finish(*begin(decode(forward, torch.zeros(1, 4, side, side))))
+    assert rows == [4, 2, 1]
