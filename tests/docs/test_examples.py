@@ -168,6 +168,24 @@ def test_following_an_outline(studio: Studio) -> None:
     assert "demo-edges" in run(studio, listing)
 
 
+@pytest.mark.timeout(180)
+def test_mixing_in_loras(studio: Studio) -> None:
+    """The guide's examples, one after the other."""
+    guide = pages.text("docs/guides/loras.md")
+    said = "".join(
+        run(studio, [sys.executable, "-c", code.replace("Client()", f"Client({studio.endpoint!r})")])
+        for code in pages.blocks(guide, "python")
+    )
+    assert said == "16\nFalse\n"
+    generate, listing = "".join(pages.blocks(guide, "sh")).splitlines()
+    for _ in range(2):
+        seen = judge(Image.open(studio.folder / "hollow.png").convert("RGB"))
+        assert (seen.hollow, seen.shape_colour, seen.background_colour) == (True, "red", "white")
+        (studio.folder / "hollow.png").unlink()
+        assert run(studio, generate) == "hollow.png\n"
+    assert "demo-hollow" in run(studio, listing)
+
+
 def test_asking_before_and_looking_after(studio: Studio) -> None:
     """The guide's examples, one after the other; what the last one shows is what stands there."""
     guide = pages.text("docs/guides/sessions.md")
