@@ -118,13 +118,13 @@ def _load_component(noun: str, kind: Any, files: ComponentFiles, dtype: torch.dt
 
 
 def _keys(model: Model, settings: ModelSettings, device: str) -> dict[str, str]:
-    """Component -> what it is shared by: its content and how it is loaded. Offloaded models share nothing, for their
-    components are bound to one pipeline."""
+    """Component -> what it is shared by: its content, how it is loaded, and what it is there for, by which LoRAs find
+    it. Offloaded models share nothing, for their components are bound to one pipeline."""
     own = f"{model.model_id} " if settings.offload != "none" else ""
     form = settings.model_copy(update={"keep": False})
     dtype = dtype_for(device, model, settings)
     return {
-        name: f"{own}{library[1]} {model.hashes[name]} {dtype} {form}"
+        name: f"{own}{name} {library[1]} {model.hashes[name]} {dtype} {form}"
         for name, library in model.components.items()
         if library is not None and name in model.hashes and model.elements.get(name)
     }

@@ -11,6 +11,7 @@ from instructors.models import ModelFolder
 from instructors.numerics import fingerprint
 from instructors.task import Context
 from protocol.errors import ModelInvalid
+from tests.instructors import tiny
 from tests.instructors.conftest import Desk, files
 
 
@@ -45,6 +46,23 @@ def test_components_of_equal_content_are_loaded_once(registry: Any, twins: Path)
     assert first.unet is not second.unet
     assert one != other
     assert other == picture(registry, Desk(twins), model_id="other")  # as if it had been loaded alone
+
+
+def test_two_encoders_of_equal_content_are_two(registry: Any, tmp_path: Path) -> None:
+    """A LoRA may change one of them alone."""
+    first = tiny.build(tmp_path / "first", "sdxl")
+    shutil.copytree(first, tmp_path / "second")
+    shutil.rmtree(tmp_path / "second" / "text_encoder")
+    shutil.copytree(first / "text_encoder_2", tmp_path / "second" / "text_encoder")
+    index = json.loads((first / "model_index.json").read_text())
+    index["text_encoder"] = index["text_encoder_2"]
+    (tmp_path / "second" / "model_index.json").write_text(json.dumps(index))
+    desk = Desk(tmp_path)
+    for model_id in ("first", "second"):
+        picture(registry, desk, model_id=model_id)
+    one, other = (value._pipeline for value in desk._loaded.values())
+    assert other.text_encoder_2 is one.text_encoder_2
+    assert other.text_encoder is not other.text_encoder_2
 
 
 def test_the_settings_say_how_a_model_is_loaded(registry: Any, twins: Path) -> None:
