@@ -37,7 +37,8 @@ def _check_fits(files: ComponentFiles, loaded: LoadedModel) -> None:
         raise ModelInvalid(f"Models of the family {loaded.model.family} take no other VAE.")
     ours = {name: own.config[name] for name in SETTINGS}
     theirs = {name: files.config.get(name, ours[name]) for name in SETTINGS}
-    factor = 2 ** (len(files.config.get("block_out_channels", ())) - 1)
+    sizes = files.config.get("block_out_channels")
+    factor = 2 ** (len(sizes) - 1) if isinstance(sizes, list) and sizes else 1
     if theirs != ours or factor != loaded.scale_factor:
         raise ModelInvalid(
             f"This VAE was made for other latents: {theirs['latent_channels']} channels, {factor} pixels a side; the "

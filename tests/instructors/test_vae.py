@@ -32,6 +32,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "vaes" / "other", folder / "vaes" / "short")
     config = json.loads((folder / "vaes" / "short" / "config.json").read_text())
     (folder / "vaes" / "short" / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
+    shutil.copytree(folder / "vaes" / "other", folder / "vaes" / "senseless")
+    (folder / "vaes" / "senseless" / "config.json").write_text(json.dumps({**config, "block_out_channels": 3}))
     return folder
 
 
@@ -74,6 +76,7 @@ def test_it_decodes_in_place_of_the_models_own(registry: Any, root: Path, paddin
         ("wide", ModelInvalid, "8 channels"),
         ("unet", ModelInvalid, "no VAE that is run here"),
         ("short", ModelInvalid, "do not fit together"),
+        ("senseless", ModelInvalid, "1 pixels a side"),
     ],
 )
 def test_what_cannot_be_used_is_told(
