@@ -197,6 +197,29 @@ def test_out_of_memory_evicts_what_nobody_uses_and_tries_once_more(fakes: Fakes,
     assert fakes.residency.names == ["busy", "own"]  # its own stayed
 
 
+def test_the_second_try_goes_on_with_what_the_first_had_finished(fakes: Fakes, clock: FakeClock) -> None:
+    """Its pictures were told already, and a random seed would make others."""
+    restored: list[tuple[FakeShared, bytes]] = []
+
+    class Keeper(FakeShared):
+        def save(self) -> bytes:
+            return b"%d units" % sum(unit.done and unit.error is None for unit in self.units)
+
+        def restore(self, state: bytes) -> None:
+            restored.append((self, state))
+
+    registry = fakes.place.registry
+    action, _ = registry._actions["test.shared"]
+    registry._actions["test.shared"] = (action, lambda data, context: Keeper(fakes.work[data.work], fakes, context))
+    lane = FakeLane(clock)
+    fakes.assign("idle", pictures([lane], models=("idle",)))
+    fakes.run()
+    fakes.assign("j", pictures([lane] * 2, [lane] * 5, fails={(1, 3): MemoryError()}))
+    fakes.run()
+    assert fakes.outcome("j") == "done"
+    assert restored == [(fakes.tasks[-1], b"1 units")]
+
+
 def test_out_of_memory_twice_is_the_answer(fakes: Fakes, clock: FakeClock) -> None:
     lane = FakeLane(clock)
     fakes.assign("idle", pictures([lane], models=("idle",)))

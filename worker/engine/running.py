@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -60,6 +61,7 @@ class Running:
         self._task: Task | None = None
         self.out_of_memory = False  # and to be tried again
         self._retried = False
+        self._saved: bytes | None = None  # what the first try had done: its pictures were told already
         self.no_room = False  # it could not be begun beside those that are at work
         self.waiting: list[Waiting] = []
         self.result = NOTHING
@@ -72,6 +74,8 @@ class Running:
             try:
                 assign = self.job.assign
                 task = self._task = self._place.registry.make_task(assign.action, assign.data, self._context)
+                if self._saved is not None:
+                    task.restore(self._saved)
             except Exception as error:
                 self._failed(error)
             else:
@@ -108,6 +112,9 @@ class Running:
         return unit.result
 
     def _failed(self, error: BaseException) -> None:
+        if is_out_of_memory(error) and not self._retried and self._task is not None:
+            with suppress(Exception):  # it may need memory, too: then the second try begins anew
+                self._saved = self._task.save()
         self._leave()
         if isinstance(error, NoRoomNow):
             self._context.close()
@@ -123,8 +130,8 @@ class Running:
             self.error = error_map(ErrorCode.INTERNAL)
 
     def try_again(self) -> None:
-        """Once more from the start after it ran out of memory, if models that no job uses can give way. Called outside
-        the error's handler: its traceback holds the tensors."""
+        """Once more, with what it had finished, after it ran out of memory, if models that no job uses can give way.
+        Called outside the error's handler: its traceback holds the tensors."""
         self.out_of_memory, self._retried = False, True
         self._place.device.free_cached()
         if self._place.residency.evict_unused():  # not its own
