@@ -289,6 +289,20 @@ def test_a_job_waits_for_memory_that_the_running_ones_hold(fakes: Fakes, clock: 
     assert all(result["success"] for result in fakes.results)
 
 
+def test_nobody_waits_behind_a_cancelled_job_that_waited_for_memory(fakes: Fakes, clock: FakeClock) -> None:
+    lane = FakeLane(clock)
+    fakes.residency._budget = 15  # one model
+    fakes.assign("first", pictures([lane] * 50, models=("a",)))
+    fakes.turn()
+    fakes.assign("second", pictures([lane] * 2, models=("b",)))
+    fakes.assign("third", pictures([lane] * 2, models=("a",)))
+    fakes.turn()
+    cancel(fakes, "second")
+    for _ in range(5):
+        fakes.turn()
+    assert (fakes.outcome("second"), fakes.outcome("third")) == ("cancelled", "done")
+
+
 def test_a_plain_task_waits_for_memory_as_well(fakes: Fakes, clock: FakeClock) -> None:
     """It loads within its first step."""
 

@@ -38,7 +38,7 @@ class Engine(threading.Thread):
         self._planner = Planner(place.quantum_s)
         self._begun = 0
         self._finishing = self._stopping = False
-        self._crowded = -1  # priority of a job that waits for memory that the running ones hold
+        self._crowded: Job | None = None  # it waits for memory that the running ones hold
         self._beginning = threading.Lock()  # either the device thread begins a job, or it is withdrawn
         self._measured_at = 0.0
         self.room = threading.Event()  # cleared while too many results wait for their acknowledgement
@@ -136,7 +136,8 @@ class Engine(threading.Thread):
         """Where the next job to begin is the first. What may share quanta begins at once; what shares nothing waits
         for its like, unless it is more urgent. While a job of the highest priority runs, only its like begin: loading
         would slow it."""
-        floor, plain = self._crowded, -1
+        crowded = self._crowded
+        floor, plain = -1 if crowded is None or crowded.cancelled else crowded.assign.priority, -1
         for running in self._running:
             if running.priority == PRIORITY_MAX:
                 floor = max(floor, PRIORITY_MAX - 1)
@@ -169,7 +170,7 @@ class Engine(threading.Thread):
                 return False
             job.state = HeldState.ASSIGNED
         log.info("waiting for memory", job_id=job.assign.job_id)
-        self._crowded = job.assign.priority
+        self._crowded = job
         insort_left(self._pending(job), job, key=_urgent_first)  # before its equals, as it was
         return True
 
@@ -215,7 +216,7 @@ class Engine(threading.Thread):
                 running.try_again()
             if running.over:
                 self._running.remove(running)
-                self._crowded = -1
+                self._crowded = None
                 if not (running.no_room and self._running and self._put_back(running.job)):
                     running.deliver()
 
