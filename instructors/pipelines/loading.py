@@ -11,6 +11,7 @@ from instructors.memory import is_out_of_memory
 from instructors.model_settings import ModelSettings
 from instructors.models import Model
 from instructors.pipelines.diffusion import LoadedModel
+from instructors.pipelines.sharing import forget_results
 from instructors.shelf import ComponentFiles
 from instructors.task import Place
 from protocol.errors import AtelierError, ModelInvalid
@@ -30,6 +31,7 @@ class Part:
 
     def move(self, device: str) -> None:
         self.module.to(device)
+        forget_results(self.module)
 
 
 def resident(model_id: str | None, place: Place) -> LoadedModel:

@@ -59,6 +59,11 @@ class TextForward(SharedForward):
         self._remember(text, own, call.exact)
         return own
 
+    def forget(self) -> None:
+        """Let go of all results."""
+        self._known.clear()
+        self._nbytes = 0
+
     def _remember(self, text: Hashable, result: Any, exact: bool) -> None:
         before = self._known.pop(text, None)
         nbytes = _nbytes(result)
@@ -134,6 +139,12 @@ def share_decode(vae: AutoencoderKL, padding: Padding) -> None:
 def share_controlnet(controlnet: ControlNetModel, padding: Padding) -> None:
     """The same for a ControlNet."""
     _share_forward(controlnet, lambda forward: SharedForward(forward, CONTROLNET, padding))
+
+
+def forget_results(module: Any) -> None:
+    """Let go of what a shared module remembers, which would stay on the device that the module leaves."""
+    if isinstance(module.forward, TextForward):
+        module.forward.forget()
 
 
 def _adapters(name: str, module: Any, padding: Padding) -> Adapters:

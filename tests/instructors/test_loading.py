@@ -48,6 +48,18 @@ def test_components_of_equal_content_are_loaded_once(registry: Any, twins: Path)
     assert other == picture(registry, Desk(twins), model_id="other")  # as if it had been loaded alone
 
 
+def test_an_encoder_that_leaves_the_device_leaves_no_results_there(registry: Any, twins: Path) -> None:
+    desk = Desk(twins)
+    before = picture(registry, desk, model_id="one")
+    [loaded] = desk._loaded.values()
+    remembering = loaded.component("text_encoder").forward
+    assert remembering._nbytes > 0
+    for part in loaded.parts.values():
+        part.move("cpu")
+    assert (remembering._nbytes, len(remembering._known)) == (0, 0)
+    assert picture(registry, desk, model_id="one") == before
+
+
 def test_two_encoders_of_equal_content_are_two(registry: Any, tmp_path: Path) -> None:
     """A LoRA may change one of them alone."""
     first = tiny.build(tmp_path / "first", "sdxl")
