@@ -104,6 +104,7 @@ class Lane(Protocol):
     """Units that wait for the same forward. Lanes are compared by identity."""
 
     rows_max: int  # in one quantum
+    rows_min: int  # that a quantum of fewer costs as well, for it is filled up
 
     def step(self, units: Sequence[Any]) -> None:
         """One quantum for all of them. What goes wrong for one is left in its `error`."""

@@ -96,7 +96,7 @@ class SharedForward:
     def _wait(self, call: Call, key: Hashable) -> Any:
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = ForwardLane(self, self.rows_max(call))
+            lane = self._lanes[key] = ForwardLane(self, self.rows_max(call), self.fixed_rows(call) or 1)
             if len(self._lanes) > LANES_MAX:
                 self._lanes.popitem(last=False)
         self._lanes.move_to_end(key)
@@ -190,9 +190,9 @@ class SharedForward:
 class ForwardLane:
     """Calls of one shape of one module. See `instructors.task.Lane`."""
 
-    def __init__(self, shared: SharedForward, rows_max: int) -> None:
+    def __init__(self, shared: SharedForward, rows_max: int, rows_min: int) -> None:
         self._shared = shared
-        self.rows_max = rows_max
+        self.rows_max, self.rows_min = rows_max, rows_min
 
     def step(self, units: Sequence[Stream]) -> None:
         """A forward that fails, for want of memory or because of one of its calls, is done again by halves."""

@@ -23,7 +23,7 @@ _begun = 0  # streams that have begun and are not done
 class Beginning:
     """The lane of pictures that have not begun: what shares nothing may take long, and they do not wait behind it."""
 
-    rows_max = 1
+    rows_max = rows_min = 1
 
     def step(self, units: Sequence["Stream"]) -> None:
         for unit in units:

@@ -16,7 +16,7 @@ from instructors.pipelines.streams import BEGINNING, Stream, wait
 class FakeLane:
     """Answers each call with its double."""
 
-    rows_max = 4
+    rows_max, rows_min = 4, 1
 
     def step(self, units: Sequence[Stream]) -> None:
         for unit in units:

@@ -36,7 +36,7 @@ class FakeLane:
     """A forward that takes `row_s` seconds a row. Remembers what was stepped together."""
 
     def __init__(self, clock: FakeClock, rows_max: int = 8, row_s: float = FAKE_ROW_S) -> None:
-        self.clock, self.rows_max, self.row_s = clock, rows_max, row_s
+        self.clock, self.rows_max, self.rows_min, self.row_s = clock, rows_max, 1, row_s
         self.quanta: list[list[FakeUnit]] = []
 
     def step(self, units: Sequence["FakeUnit"]) -> None:

@@ -15,6 +15,7 @@ from worker.engine.planner import AGING_S, ALONE, Planner, Waiting, lane_of
 class FakeLane:
     rows_max: int = 8
     row_s: float = 0.01
+    rows_min: int = 1
 
     def step(self, units: object) -> None:
         raise AssertionError("the planner steps nothing")
@@ -189,3 +190,14 @@ def test_the_planner_keeps_no_lane_alive() -> None:
     run(planner, [waiting(lane), waiting(lane, order=1)], 3)
     del lane
     assert gone() is None
+
+
+def test_rows_that_a_quantum_costs_anyway_are_used_however_slow_it_is() -> None:
+    planner, lane = Planner(quantum_s=0.5), FakeLane(rows_max=32, rows_min=4)
+    entries = [waiting(lane, order=order, rows=2) for order in range(5)]
+    for elapsed_s in (1.5, 1.5, 1.5):  # of a forward of four rows, whoever waits
+        chosen = planner.choose(entries, 0.0)
+        assert len(chosen) == 2
+        planner.ran(lane, 4, elapsed_s)
+    planner.ran(lane, 2, 0.2)
+    assert planner._row_s[lane] < 1.5 / 4  # a lone picture's forward had four rows, too

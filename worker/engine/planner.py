@@ -38,7 +38,7 @@ class Waiting:
 class Alone:
     """Stands for the lane of all units that have none: they are stepped one at a time, the first to its end."""
 
-    rows_max = 1
+    rows_max = rows_min = 1
 
 
 ALONE = Alone()
@@ -73,14 +73,16 @@ class Planner:
         return [entries[id(unit)] for unit in chosen]
 
     def rows_max(self, lane: AnyLane) -> int:
-        """How many rows the lane's next quantum may have. A lane that nobody knows yet is tried with one unit."""
+        """How many rows the lane's next quantum may have. A lane that nobody knows yet is tried with one unit, or as
+        many as cost the same."""
         row_s = self._row_s.get(lane)
-        return 1 if row_s is None else max(1, min(lane.rows_max, int(self._quantum_s / row_s)))
+        fits = 1 if row_s is None else int(self._quantum_s / row_s)
+        return max(1, min(lane.rows_max, max(lane.rows_min, fits)))
 
     def ran(self, lane: AnyLane, rows: int, elapsed_s: float) -> None:
         """A quantum of so many rows took so long."""
         if lane is not ALONE:
-            before, row_s = self._row_s.get(lane), elapsed_s / rows
+            before, row_s = self._row_s.get(lane), elapsed_s / max(rows, lane.rows_min)
             self._row_s[lane] = row_s if before is None else before + SMOOTHING * (row_s - before)
         self._clock_s = self._served(lane)
         self._served_s[lane] = self._clock_s + elapsed_s
