@@ -134,7 +134,9 @@ class Ledger:
         lossy = lossy or any(other.work.fate in ("crash", "hang") for other in self.asks)
         match code:
             case None:
-                return fate != "error" and not (fate in ("passing", "crash") and ask.work.times > 3)
+                # Failures that pass are counted in memory: a restart gives a job that is on disk its attempts again.
+                anew = fate == "passing" and ask.durable and faults["orchestrator crash"] > 0
+                return fate != "error" and (anew or not (fate in ("passing", "crash") and ask.work.times > 3))
             case ErrorCode.INTERNAL:
                 return fate == "error"
             case ErrorCode.UNAVAILABLE:  # a job taken over after a restart cannot be tried again
