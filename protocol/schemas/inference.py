@@ -57,7 +57,9 @@ class PictureData(ActionData):
     steps: Annotated[Int, Field(ge=1, le=STEPS_MAX)] = 20  # denoising steps
     guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5  # how closely to follow the prompt
     guidance_rescale: Share = 0.0  # how much of the contrast that guidance adds is taken back
-    guidance_end: Share = 1.0  # share of the steps after which guidance stops; the rest run without it, quicker
+    guidance_end: Share = 1.0
+    # share of the steps after which guidance stops, the rest run without it, quicker; 1 where a mask and ControlNets
+    # come together, and with a ControlNet-Union
     num_images: Annotated[Int, Field(ge=1, le=16)] = 1  # image i has seed + i
     seed: Seed | None = None  # null or -1: random; above 2^53 - 1 as a decimal string, up to 2^64 - 1
     scheduler: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # null: the model's own
