@@ -13,6 +13,7 @@ from instructors.task import Context
 from protocol.errors import ModelInvalid
 from tests.instructors import tiny
 from tests.instructors.conftest import Desk, files
+from tests.instructors.painting import difference, open_image
 
 
 @pytest.fixture
@@ -103,6 +104,20 @@ def test_offload_is_for_gpus(registry: Any, twins: Path) -> None:
     plain = picture(registry, Desk(twins), model_id="one")
     (twins / "models.toml").write_text('[one]\noffload = "group"\n')
     assert picture(registry, Desk(twins), model_id="one")[:8] == plain[:8]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of what torch.compile itself imports
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
+def test_a_compiled_model_makes_the_same_picture(registry: Any, twins: Path) -> None:
+    plain = picture(registry, Desk(twins), model_id="one")
+    (twins / "models.toml").write_text("[one]\ncompile = true\n")
+    desk = Desk(twins)
+    compiled = picture(registry, desk, model_id="one")
+    [loaded] = desk._loaded.values()
+    blocks = [module for module in loaded._pipeline.unet.modules() if type(module).__name__ == "BasicTransformerBlock"]
+    assert blocks
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    assert difference(open_image(compiled), open_image(plain)) <= 1
 
 
 @pytest.mark.parametrize(
