@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,7 +44,6 @@ class Plan:
     frame: "Callable[[Image], Image]" = lambda image: image  # the part of a control picture that the model works on
     controlnets: "Sequence[LoadedComponent]" = ()
     vae: "LoadedComponent | None" = None  # in place of the model's own
-    recipe: dict[str, Any] = field(default_factory=dict)  # what the action adds to it
 
 
 MakePlan = Callable[[Any, "LoadedModel", Context], Plan]
@@ -84,7 +83,8 @@ class Pictures(SharedTask):
             raise PayloadTooLarge("The prompts are too long for so many pictures in one job.")
         self._images: list[dict[str, Any] | None] = [None] * data.num_images
         self._blobs: list[Blob | None] = [None] * data.num_images
-        self._steps_done = 0
+        self._shares = [0.0] * data.num_images  # how far each picture is, 0 to 1
+        self._share_before = 0.0  # of the whole job, when this task took it up
         self._begun = time.monotonic()
         self.units = [Stream(partial(self._paint, index), mix) for index in range(data.num_images)]
 
@@ -105,6 +105,12 @@ class Pictures(SharedTask):
         self._seed, self._images = int(saved["seed"]), saved["images"]
         media_type = recipes.MEDIA_TYPES[self._data.output.format]
         self._blobs = [None if file is None else Blob(media_type, file) for file in saved["files"]]
+        self._shares = [float(entry is not None) for entry in self._images]
+        self._share_before = self._share()
+
+    def _share(self) -> float:
+        """How far the job is, 0 to 1."""
+        return sum(self._shares) / len(self._shares)
 
     def _paint(self, index: int) -> None:
         if self._images[index] is not None:
@@ -118,12 +124,11 @@ class Pictures(SharedTask):
 
     def _after_step(self, index: int, step: int, steps: int, latents: Any) -> None:
         self._context.quantum()
-        self._steps_done += 1
-        images = self._data.num_images
-        done = self._steps_done / (steps * images)
+        self._shares[index] = step / steps
+        done = self._share()
         elapsed_s = time.monotonic() - self._begun
-        eta_ms = round(1000 * elapsed_s * (1 - done) / done)
-        where = {"step": step, "steps": steps, "image": index, "images": images}
+        eta_ms = round(1000 * elapsed_s * (1 - done) / (done - self._share_before))
+        where = {"step": step, "steps": steps, "image": index, "images": self._data.num_images}
         self._context.emit(EventName.PROGRESS, {**where, "progress": min(done, 1.0), "eta_ms": max(eta_ms, 0)})
         preview = self._data.preview
         if preview is not None and step % preview.every_steps == 0 and step < steps:
@@ -151,7 +156,6 @@ class Pictures(SharedTask):
             "model_id": model.model_id,
             "model_hash": model.content_hash,
             "scheduler": self._scheduler,
-            **self._plan.recipe,
             "numerics": fingerprint(self._loaded.dtype, self._loaded.settings, self._context),
         }
 

@@ -62,12 +62,14 @@ class WorkerPlace:
 
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         residency = self._place.residency
-        value: Any = residency.get(key)
-        if value is None:
-            begun = time.monotonic()
-            with self._place.pulse.loading():
+        begun = time.monotonic()
+        with self._place.pulse.loading():  # what was set aside takes time to come back, too
+            value: Any = residency.get(key)
+            there = value is not None
+            if not there:
                 value = residency.load(key, nbytes, load)
-            self.load_s += time.monotonic() - begun
+        self.load_s += time.monotonic() - begun
+        if not there:
             log.info("loaded", key=key, nbytes=value.nbytes, load_ms=round(self.load_s * 1000))
         self._pins.append(key)
         return value
