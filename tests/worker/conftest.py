@@ -3,7 +3,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.instructors.conftest import tiny_root  # noqa: F401 (the same fixture here)
+from tests.worker.fakes import FakeClock
 from tests.worker.scripted import PLUGIN, ScriptedOrchestrator, WorkerProcess
+from worker.engine import engine, running
 
 Start = Callable[..., WorkerProcess]
 
@@ -27,3 +29,12 @@ def start(orchestrator: ScriptedOrchestrator) -> Iterator[Start]:
     yield run
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    for module in (engine, running):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(engine, "IDLE_S", 0.0)  # nothing comes while a test's turn waits
+    return clock
