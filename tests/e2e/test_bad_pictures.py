@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw
 from orchestrator.client import Blob, Client
 from protocol.errors import AtelierError
 from tests.e2e.house import ROOT, House
+from tests.e2e.neighbour import PROMPT, beside_a_neighbour
 
 pytestmark = pytest.mark.timeout(120)
 
-PROMPT = "a red circle on a white background"
 INVALID, TOO_LARGE = "invalid_request", "payload_too_large"
 IMAGE, MASK = {"attachment": 0}, {"attachment": 1}
 
@@ -27,20 +27,8 @@ IMAGE, MASK = {"attachment": 0}, {"attachment": 1}
 def house() -> Iterator[House]:
     """A server with one worker of the demo model, which stays the same process from the first test to the last, and
     finishes somebody else's pictures beside all that is refused."""
-    with House() as house:
-        house.start_orchestrator()
-        worker = house.start_worker("w", "--models", str(ROOT / "models"), "--slots", "4")
-        house.wait_for_workers("w")
-        with house.client() as client:
-            pid = worker.child.pid
-            data = {"prompt": PROMPT, "steps": 300, "seed": 7, "guidance_scale": 4.0}
-            neighbour = client.submit("inference.text2img", data)
-            yield house
-            assert worker.child.pid == pid
-            result = neighbour.result(100)
-            assert len(result.attachments) == 1
-            info = client.jobs.get(result.job_id)
-            assert (info.status, info.attempt) == ("completed", 1)
+    with beside_a_neighbour(ROOT / "models", steps=300) as house:
+        yield house
 
 
 @pytest.fixture

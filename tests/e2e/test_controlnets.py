@@ -20,10 +20,10 @@ from scripts.demo_model.evaluate import overlap_with
 from scripts.demo_model.judge import judge
 from scripts.demo_model.shapes import Scene, render, to_image
 from tests.e2e.house import ROOT, House
+from tests.e2e.neighbour import PROMPT, beside_a_neighbour
 
 pytestmark = pytest.mark.timeout(120)
 
-PROMPT = "a red circle on a white background"
 SCENE = Scene("square", "red", "white", 12, 20, 42)  # of the prompt's colours, and nothing else of it
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -48,19 +48,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     for folder in ("demo", "controlnets", "loras"):
         shutil.copytree(ROOT / "models" / folder, models / folder)
     spoil(models / "controlnets")
-    with House() as house:
-        house.start_orchestrator()
-        worker = house.start_worker("w", "--models", str(models), "--slots", "4")
-        house.wait_for_workers("w")
-        with house.client() as client:
-            pid = worker.child.pid
-            data = {"prompt": PROMPT, "steps": 500, "seed": 7, "guidance_scale": 4.0}
-            neighbour = client.submit("inference.text2img", data)
-            yield house
-            assert worker.child.pid == pid
-            result = neighbour.result(100)
-            info = client.jobs.get(result.job_id)
-            assert (info.status, info.attempt) == ("completed", 1)
+    with beside_a_neighbour(models, steps=500) as house:
+        yield house
 
 
 @pytest.fixture
