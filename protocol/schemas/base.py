@@ -28,13 +28,17 @@ class ResultData(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One action: its name, who answers it, and the schemas of its request and result `data`."""
+    """One action: its name, who answers it, and the schemas of its request and result `data`.
+
+    `light`: it takes little of a worker, and many of them run at a time beside its slots.
+    """
 
     name: str
     answered_by: Literal["orchestrator", "worker"]
     data: type[ActionData]
     result: type[ResultData]
     summary: str
+    light: bool = False
 
 
 def validate(schema: type[ActionData], data: dict[str, Any]) -> ActionData:
