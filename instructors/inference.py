@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from instructors import images
+from instructors.models import ONNX
 from instructors.pictures import MakePlan, Pictures, Plan, check_size
 from instructors.pipelines import schedulers
 from instructors.registry import Registry
@@ -111,6 +112,7 @@ def warm_up(place: Place) -> None:
 
     for name in place.models.kept():
         try:
-            loading.resident(name, place)
+            if place.models.find(name).family != ONNX:
+                loading.resident(name, place)
         except AtelierError as error:
             log.error("a model that is to be kept cannot be loaded", model_id=name, problem=error.message)

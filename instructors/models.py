@@ -1,7 +1,8 @@
 """The model folder: which models there are, whether their files may be trusted, and what exactly they are.
 
-A model is a folder in diffusers layout, named by the folder's name. Nothing outside the model folder is ever read,
-and weights are safetensors, judged by content: a pickle runs code when it is loaded.
+A model is a folder: a pipeline in diffusers layout, or an ONNX model. Its name is the folder's, or, where it comes in
+versions, that of the folder they lie in: `name/version` is called `name:version`. Nothing outside the model folder is
+ever read, and weights are safetensors or ONNX, judged by content: a pickle runs code when it is loaded.
 """
 
 import hashlib
@@ -12,13 +13,16 @@ import stat
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from instructors import manifest
+from instructors.manifest import Manifest
 from instructors.model_settings import ModelSettings, read_settings, settings_of
-from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
+from protocol.errors import AtelierError, Forbidden, InvalidRequest, ModelInvalid, ModelNotFound
 from protocol.limits import KIB, MIB
 from protocol.schemas.base import nearest
 
@@ -27,9 +31,14 @@ INDEX_BYTES_MAX = 256 * KIB
 SAFETENSORS_HEADER_BYTES_MAX = 100 * MIB  # the format's own limit
 FILES_MAX = 1000  # in one model
 KNOWN_SHOWN = 50  # names in an error's details
+VERSIONS_MAX = 1000  # of one model
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SHELVES = frozenset({"controlnets", "loras", "vaes", "preprocessors"})  # folders beside the models that hold none
+ONNX = "onnx"  # the family of models that `inference.predict` runs
 WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})  # what the libraries load; no model card
+CARD_SUFFIX = ".md"  # of an ONNX model all files but its card are loaded
 NOT_LOADED = ("safety_checker",)
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # a model may name classes of
@@ -59,16 +68,25 @@ class Model:
 
     model_id: str
     path: Path
-    family: str  # "stable_diffusion": the pipeline's class in snake case
+    family: str  # "stable_diffusion": the pipeline's class in snake case; "onnx"
     components: dict[str, tuple[str, str] | None]
     elements: dict[str, int]
     hashes: dict[str, str]
     content_hash: str
     only_inpaints: bool = False
+    manifest: Manifest = manifest.EMPTY
+    weights_nbytes: int = 0  # of an ONNX model's files
+
+    @property
+    def version(self) -> str | None:
+        """None: it comes in no versions."""
+        return self.model_id.partition(":")[2] or None
 
     @property
     def actions(self) -> list[str]:
         """What can be asked of it."""
+        if self.family == ONNX:
+            return ["inference.predict", "predict.batch"]
         if self.only_inpaints:
             return ["inference.inpainting"]
         kinds = ["text2img"]
@@ -87,6 +105,8 @@ class Model:
 
     def nbytes(self, device: str, settings: ModelSettings) -> int | None:
         """What its weights take on the device; None where they are not all there at a time."""
+        if self.family == ONNX:
+            return self.weights_nbytes
         if settings.offload != "none":
             return None
         loaded = [name for name, kind in self.components.items() if kind is not None and name not in NOT_LOADED]
@@ -111,13 +131,33 @@ class ModelFolder:
     _digests: dict[Path, tuple[tuple[int, int], bytes, int]] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """Every name in the folder that looks like a model: a folder with an index, or a file of weights."""
+        """Every name in the folder that looks like a model: a folder with an index or an ONNX file, `name:version` for
+        one a folder further down, or a file of weights."""
         if self.root is None:
             return []
         if not self.root.is_dir():
             log.warning("the model folder is not there")
             return []
-        return sorted(e.name for e in self.root.iterdir() if inside(e, self.root) and _looks_like_model(e))
+        found = []
+        for entry in self.root.iterdir():
+            if not inside(entry, self.root):
+                continue
+            if _looks_like_model(entry):
+                found.append(entry.name)
+            else:
+                found += [f"{entry.name}:{version}" for version in self.versions(entry.name)]
+        return sorted(found)
+
+    def versions(self, name: str) -> list[str]:
+        """Of a model that comes in versions, the newest last."""
+        if self.root is None or not NAME.fullmatch(name) or name in SHELVES:
+            return []
+        path = self.root / name
+        if not path.is_dir() or not inside(path, self.root) or _looks_like_model(path):
+            return []
+        folders = list(islice(path.iterdir(), VERSIONS_MAX))
+        found = [e.name for e in folders if VERSION.fullmatch(e.name) and inside(e, self.root) and _is_model_folder(e)]
+        return sorted(found, key=by_age)
 
     def settings(self, model_id: str) -> ModelSettings:
         """How this model is to be loaded. Raises ModelInvalid where the file that says so is wrong."""
@@ -157,23 +197,56 @@ class ModelFolder:
             if len(names) != 1:
                 raise self._not_found("Name a model by model_id: there is not exactly one.", None)
             model_id = names[0]
+        versions = self.versions(model_id)
+        if versions:
+            model_id = f"{model_id}:{versions[-1]}"
         path = self._contained(model_id)
         if not path.is_dir():
             raise ModelInvalid("A model is a folder in diffusers layout; this is a single file.")
+        said = manifest.read(path)
+        if not (path / INDEX).exists():
+            digest, nbytes = self._inspect_onnx(path)
+            return Model(model_id, path, ONNX, {}, {}, {}, digest, manifest=said, weights_nbytes=nbytes)
         index = _read_index(path)
         components = _check_index(index)
         digest, hashes, elements = self.inspect(path)
         family, only_inpaints = _family(index["_class_name"]), _only_inpaints(path / "unet/config.json")
-        return Model(model_id, path, family, components, elements, hashes, digest, only_inpaints)
+        return Model(model_id, path, family, components, elements, hashes, digest, only_inpaints, said)
+
+    def pipeline(self, model_id: str | None) -> Model:
+        """The checked model that makes pictures; the only one there is, where no name is given. Raises as `find` does,
+        and InvalidRequest for a model of another kind."""
+        model = self.find(model_id or self._only(onnx=False))
+        if model.family == ONNX:
+            raise InvalidRequest("This model makes no pictures; ask it by inference.predict.")
+        return model
+
+    def onnx(self, model_id: str | None) -> Model:
+        """The checked model that predicts, like `pipeline`."""
+        model = self.find(model_id or self._only(onnx=True))
+        if model.family != ONNX:
+            raise InvalidRequest("This model predicts nothing: it makes pictures.")
+        return model
+
+    def _only(self, onnx: bool) -> str | None:
+        names = [name for name in self.names() if (self.path_of(name) / INDEX).exists() != onnx]
+        return names[0] if len(names) == 1 else None
+
+    def path_of(self, model_id: str) -> Path:
+        """Where the model of this name lies, or would."""
+        assert self.root is not None
+        return self.root.joinpath(*model_id.split(":", 1))
 
     def _contained(self, model_id: str) -> Path:
         """The one place that turns a name from outside into a path, and never into one outside the root."""
-        if self.root is None or not NAME.fullmatch(model_id):
+        name, colon, version = model_id.partition(":")
+        named = NAME.fullmatch(name) and (VERSION.fullmatch(version) if colon else True)
+        if self.root is None or not named or name in SHELVES:
             raise self._not_found("There is no model of this name.", model_id)
-        path = self.root / model_id
+        path = self.path_of(model_id)
         if not inside(path, self.root):
             raise Forbidden("This model leads out of the model folder.")
-        if not _looks_like_model(path):
+        if not (_is_model_folder(path) if colon else _looks_like_model(path)):
             raise self._not_found("There is no model of this name.", model_id)
         return path
 
@@ -199,6 +272,19 @@ class ModelFolder:
         except OSError:  # a link to nowhere, a file that may not be read
             raise ModelInvalid("Its files cannot be read, or have changed just now.") from None
         return whole.hexdigest(), {name: part.hexdigest() for name, part in parts.items()}, dict(elements)
+
+    def _inspect_onnx(self, path: Path) -> tuple[str, int]:
+        """The content hash of all that may be loaded, and how many bytes it is. May raise as `find` does."""
+        whole, nbytes = hashlib.sha256(), 0
+        try:
+            for file in files_of(path, self.root or path):
+                if file.suffix.lower() != CARD_SUFFIX:
+                    digest, _ = self._digest(file)
+                    whole.update(file.relative_to(path).as_posix().encode() + b"\0" + digest)
+                    nbytes += file.stat().st_size
+        except OSError:
+            raise ModelInvalid("Its files cannot be read, or have changed just now.") from None
+        return whole.hexdigest(), nbytes
 
     def _digest(self, file: Path) -> tuple[bytes, int]:
         status = file.stat()
@@ -253,9 +339,16 @@ def _is_pickle(start: bytes) -> bool:
 
 
 def _looks_like_model(path: Path) -> bool:
-    if path.is_dir():
-        return (path / INDEX).exists()
-    return path.is_file() and path.suffix.lower() in WEIGHTS_SUFFIXES
+    return _is_model_folder(path) or (path.is_file() and path.suffix.lower() in WEIGHTS_SUFFIXES)
+
+
+def _is_model_folder(path: Path) -> bool:
+    return path.is_dir() and ((path / INDEX).exists() or (path / manifest.onnx_file(path)).exists())
+
+
+def by_age(version: str) -> list[tuple[bool, int, str]]:
+    """The key that sorts versions, the oldest first: numbers within them count as numbers."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"\d+|\D+", version)]
 
 
 def inside(path: Path, root: Path) -> bool:

@@ -35,8 +35,8 @@ class Part:
 
 
 def resident(model_id: str | None, place: Place) -> LoadedModel:
-    """The model of this name, loaded on the place's device. Raises what `ModelFolder.find` and `load` raise."""
-    model = place.models.find(model_id)
+    """The model of this name, loaded on the place's device. Raises what `ModelFolder.pipeline` and `load` raise."""
+    model = place.models.pipeline(model_id)
     settings = place.models.settings(model.model_id)
     key = f"{model.model_id} {model.content_hash} {settings}"  # changed files make another model
     itemsize = dtype_for(place.device, model, settings).itemsize

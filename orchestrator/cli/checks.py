@@ -113,7 +113,9 @@ def models(settings: Settings) -> Iterator[Finding]:
         except AtelierError as error:
             yield Finding("problem", "model", f"{name}: {error.code.value}: {error.message}", "Replace or remove it.")
         else:
-            yield Finding("ok", "model", f"{name}: {model.family}, {sum(model.elements.values()):,} weights")
+            nbytes = model.nbytes("cpu", folder.settings(name))
+            size = "" if nbytes is None else f", {in_units(nbytes)} on a CPU"
+            yield Finding("ok", "model", f"{name}: {model.family}{size}")
 
 
 OF_SETTINGS: tuple[Check, ...] = (devices, endpoints, folders, models)

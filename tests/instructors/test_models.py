@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from instructors.models import ModelFolder, check_weights
-from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
+from protocol.errors import AtelierError, Forbidden, InvalidRequest, ModelInvalid, ModelNotFound
 from tests.instructors import tiny
 
 UNET = Path("unet/diffusion_pytorch_model.safetensors")
@@ -274,3 +274,104 @@ def test_a_family_without_text2img(root: Path, registry: Any) -> None:
     change_index(root, _class_name="DDPMPipeline")
     with pytest.raises(ModelInvalid):
         registry.make_task("inference.text2img", {"prompt": "x"}, Desk(root))
+
+
+def onnx_model(folder: Path, content: bytes = b"\x08\x0a", **manifest: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(content)
+    if manifest:
+        (folder / "model.toml").write_text("\n".join(f"{key} = {value}" for key, value in manifest.items()))
+    return folder
+
+
+def test_versions_are_found_and_the_newest_answers_for_the_name(root: Path) -> None:
+    for version in ("1", "9", "10", "2026-01-rc"):
+        onnx_model(root / "loc" / version, version.encode())
+    folder = ModelFolder(root)
+    assert folder.versions("loc") == ["1", "9", "10", "2026-01-rc"]
+    assert folder.names() == ["loc:1", "loc:10", "loc:2026-01-rc", "loc:9", "tiny"]
+    shutil.rmtree(root / "loc/2026-01-rc")
+    newest, nine = folder.find("loc"), folder.find("loc:9")
+    assert (newest.model_id, newest.version, newest.family) == ("loc:10", "10", "onnx")
+    assert (nine.model_id, nine.path) == ("loc:9", root / "loc/9")
+    assert newest.content_hash != nine.content_hash
+    assert folder.find("tiny").version is None
+    for name in ("loc:", "loc:11", "loc:../tiny", "loc:1:1", "loc/1", "tiny:unet", ":1", "loc:.hidden"):
+        with pytest.raises(ModelNotFound):
+            folder.find(name)
+
+
+def test_a_pipeline_may_come_in_versions(root: Path) -> None:
+    shutil.copytree(root / "tiny", root / "painter/1")
+    assert ModelFolder(root).find("painter").model_id == "painter:1"
+    assert ModelFolder(root).find("painter:1").content_hash == ModelFolder(root).find("tiny").content_hash
+
+
+def test_shelves_and_hidden_folders_are_no_models(root: Path) -> None:
+    for name in ("loras", "controlnets", "vaes", "preprocessors", ".staging"):
+        onnx_model(root / name / "1")
+    assert ModelFolder(root).names() == ["tiny"]
+
+
+def test_a_version_that_leads_out_is_refused(root: Path, tmp_path: Path) -> None:
+    onnx_model(tmp_path / "elsewhere")
+    onnx_model(root / "loc/1")
+    (root / "loc/2").symlink_to(tmp_path / "elsewhere")
+    folder = ModelFolder(root)
+    assert folder.versions("loc") == ["1"]
+    with pytest.raises(Forbidden):
+        folder.find("loc:2")
+
+
+def test_each_kind_of_model_answers_for_its_actions(root: Path) -> None:
+    onnx_model(root / "loc/1")
+    folder = ModelFolder(root)
+    assert folder.find("loc").actions == ["inference.predict", "predict.batch"]
+    assert folder.pipeline(None).model_id == "tiny"
+    assert folder.onnx(None).model_id == "loc:1"
+    with pytest.raises(InvalidRequest, match="inference"):
+        folder.pipeline("loc")
+    with pytest.raises(InvalidRequest, match="pictures"):
+        folder.onnx("tiny")
+
+
+def test_the_hash_of_an_onnx_model_covers_all_but_its_card(root: Path) -> None:
+    folder, path = ModelFolder(root), onnx_model(root / "loc/1")
+    before = folder.find("loc")
+    (path / "README.md").write_text("a card")
+    assert folder.find("loc") == before
+    (path / "labels.dat").write_text("cat\ndog\n")
+    labelled = folder.find("loc")
+    assert labelled.content_hash != before.content_hash
+    assert labelled.weights_nbytes == before.weights_nbytes + 8
+    (path / "weights.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(ModelInvalid, match="pickle"):
+        folder.find("loc")
+
+
+def test_the_manifest(root: Path, tmp_path: Path) -> None:
+    path = onnx_model(root / "loc/1", description='"Where it is"')
+    (path / "net.onnx").write_bytes(b"")
+    folder = ModelFolder(root)
+    assert folder.find("loc").manifest.description == "Where it is"
+    for text, problem in (
+        ("descripton = 1", "did you mean description"),
+        ("[batching]\nmax_batch = 3", "did you mean max_batch_size"),
+        ("[batching]\nmax_batch_size = 0", "batching.max_batch_size"),
+        ("[onnx]\nfile = '../x.onnx'", "onnx.file"),
+        ("[", "cannot be read"),
+        ("x = " + "[" * 5000, "cannot be read"),
+        ("#" * 300_000, "too large"),
+    ):
+        (path / "model.toml").write_text(text)
+        with pytest.raises(ModelInvalid, match=problem):
+            folder.find("loc")
+    (path / "model.toml").write_text('[onnx]\nfile = "net.onnx"')
+    (path / "model.onnx").unlink()
+    assert folder.find("loc").manifest.onnx.file == "net.onnx"
+    (tmp_path / "secret.toml").write_text("token = 'hidden'")
+    (path / "model.toml").unlink()
+    (path / "model.toml").symlink_to(tmp_path / "secret.toml")
+    with pytest.raises(AtelierError) as caught:
+        folder.find("loc")
+    assert "hidden" not in caught.value.message
