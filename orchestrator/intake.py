@@ -35,12 +35,13 @@ from protocol.schemas.artifact import ArtifactRef
 from protocol.schemas.base import ActionData, validate, with_defaults
 from protocol.schemas.controlnet import Preprocess
 from protocol.schemas.inference import PictureData, scheduler_key
-from protocol.schemas.values import check_references, image_refs, put_at
+from protocol.schemas.predict import BatchData, PredictData, check_tensors
+from protocol.schemas.values import byte_refs, check_references, put_at
 
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
-PICTURED = (PictureData, Preprocess)  # data that may name pictures
+REFERRING = (PictureData, Preprocess, PredictData, BatchData)  # data that may name attachments and artifacts
 REMEMBERED_MAX = 1_000_000  # requests of durable jobs
 UNSAVED_MAX = 20_000  # groups of rows on their way to the disk, before durable jobs are refused
 
@@ -56,9 +57,9 @@ class Intake:
         job, model = self.job_for(tenant, request, action, frames)
         events = NO_EVENTS if connection.is_req else frozenset(request.events)
         event = e.Submit(job, connection, events, not connection.is_req)
-        stored = self._stored_pictures(model, request) if isinstance(model, PICTURED) else {}
+        stored = self._stored_inputs(model, request) if isinstance(model, REFERRING) else {}
         if stored:
-            self._fetch_pictures(event, request, stored)
+            self._fetch_inputs(event, request, stored)
         else:
             self._identify(event, request)
 
@@ -83,12 +84,13 @@ class Intake:
             raise Unavailable("The disk is behind with accepted jobs.", retry_after_ms=1000)
         return job, model
 
-    def _stored_pictures(self, model: ActionData, request: Request) -> dict[str, str]:
+    def _stored_inputs(self, model: ActionData, request: Request) -> dict[str, str]:
         """The artifacts that the data names in place of attachments: path in the data -> artifact_id."""
         check_references(model, len(request.attachments))
-        return {path: ref.artifact_id for path, ref in image_refs(model) if isinstance(ref, ArtifactRef)}
+        check_tensors(model, [attachment.nbytes for attachment in request.attachments])
+        return {path: ref.artifact_id for path, ref in byte_refs(model) if isinstance(ref, ArtifactRef)}
 
-    def _fetch_pictures(self, event: e.Submit, request: Request, stored: dict[str, str]) -> None:
+    def _fetch_inputs(self, event: e.Submit, request: Request, stored: dict[str, str]) -> None:
         """Put the artifacts beside the request's attachments, as the worker wants them, and go on."""
         connection, job = event.connection, event.job
         artifact_ids = list(dict.fromkeys(stored.values()))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.errors import InvalidRequest, PayloadTooLarge
 from protocol.limits import KIB, MIB
-from protocol.schemas.values import ArtifactRef, AttachmentRef, image_refs, put_at
+from protocol.schemas.values import ArtifactRef, AttachmentRef, byte_refs, put_at
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +44,7 @@ def request_fields(data: "PictureData", digest: Callable[[AttachmentRef | Artifa
     """
     dumped = data.model_dump(include=set(REPEATED) - MADE, exclude={"controlnets": {"__all__": {"image"}}})
     fields = {name: value for name, value in dumped.items() if value is not None and value != []}
-    inputs = {path: digest(ref) for path, ref in image_refs(data)}
+    inputs = {path: digest(ref) for path, ref in byte_refs(data)}
     if inputs:
         fields["inputs"] = inputs
     if "image" in inputs and data.width is None:

@@ -3,12 +3,12 @@
 from typing import Any
 
 from protocol.errors import UnknownAction
-from protocol.schemas import artifact, controlnet, inference, job, lora, model, session, system, worker
+from protocol.schemas import artifact, controlnet, inference, job, lora, model, predict, session, system, worker
 from protocol.schemas.base import Action, ActionData, ResultData, nearest, validate
 
 ACTIONS: dict[str, Action] = {
     action.name: action
-    for domain in (system, session, job, artifact, worker, model, inference, lora, controlnet)
+    for domain in (system, session, job, artifact, worker, model, inference, predict, lora, controlnet)
     for action in domain.ACTIONS
 }
 

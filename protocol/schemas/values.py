@@ -1,4 +1,4 @@
-"""Values that several domains share: names of models, sizes in pixels, shares, and pictures that are sent in."""
+"""Values that several domains share: names of models, sizes in pixels, shares, and bytes that are sent in."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ class AttachmentRef(ActionData):
     attachment: Annotated[Int, Field(ge=0, le=DEFAULT_LIMITS.attachments_max - 1)]  # index of the attachment, from 0
 
 
-def _form(value: Any) -> str | None:
+def byte_form(value: Any) -> str | None:
     forms = {"(attachment)": AttachmentRef, "(artifact)": ArtifactRef, "(inline)": bytes}
     if isinstance(value, dict):
         names = value.keys() & {"attachment", "artifact_id"}
@@ -36,7 +36,7 @@ ImageRef = Annotated[
     | Annotated[ArtifactRef, Tag("(artifact)")]
     | Annotated[bytes, Field(min_length=1, max_length=64 * KIB), Tag("(inline)")],
     Discriminator(
-        _form,
+        byte_form,
         custom_error_type="image_form",
         custom_error_message='must be {"attachment": i}, {"artifact_id": "…"} or bytes',
     ),
@@ -55,14 +55,14 @@ class PictureInfo(ResultData):
 
 def check_references(data: ActionData, attachments: int) -> None:
     """Raise InvalidRequest where `data` names an attachment and the request has only so many."""
-    for field, ref in image_refs(data):
+    for field, ref in byte_refs(data):
         if isinstance(ref, AttachmentRef) and ref.attachment >= attachments:
             problem = f"there is no attachment {ref.attachment}; {attachments} came with this request"
             raise InvalidRequest(f"{field}: {problem}.", details={"fields": [{"field": field, "problem": problem}]})
 
 
-def image_refs(value: Any, path: str = "") -> Iterator[tuple[str, AttachmentRef | ArtifactRef | bytes]]:
-    """(where, picture) of each picture that the `data` of a request names, e.g. at `controlnets.0.image`.
+def byte_refs(value: Any, path: str = "") -> Iterator[tuple[str, AttachmentRef | ArtifactRef | bytes]]:
+    """(where, bytes) of all bytes that the `data` of a request names, e.g. at `controlnets.0.image`, `inputs.0.data`.
 
     A field that takes any value (`echo`) names none, whatever its maps look like.
     """
@@ -70,14 +70,14 @@ def image_refs(value: Any, path: str = "") -> Iterator[tuple[str, AttachmentRef 
         yield path, value
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from image_refs(getattr(value, name), f"{path}.{name}" if path else name)
+            yield from byte_refs(getattr(value, name), f"{path}.{name}" if path else name)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from image_refs(item, f"{path}.{index}")
+            yield from byte_refs(item, f"{path}.{index}")
 
 
 def put_at(data: dict[str, Any], path: str, value: Any) -> None:
-    """Put `value` into `data`, as it is on the wire, at a path that `image_refs` tells."""
+    """Put `value` into `data`, as it is on the wire, at a path that `byte_refs` tells."""
     *parents, name = path.split(".")
     place: Any = data
     for parent in parents:

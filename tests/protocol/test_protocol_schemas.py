@@ -11,7 +11,7 @@ from protocol.limits import NAME_LENGTH_MAX
 from protocol.schemas import ACTIONS, find_action, validate_data
 from protocol.schemas.base import with_defaults
 from protocol.schemas.inference import SEED_MAX, Img2ImgData, InpaintingData, Text2ImgData
-from protocol.schemas.values import check_references, image_refs, put_at
+from protocol.schemas.values import byte_refs, check_references, put_at
 
 TEXT2IMG = "inference.text2img"
 INSIDES = re.compile(r"0x[0-9a-f]{6,}|function-|<|pydantic|/|Traceback")
@@ -200,7 +200,7 @@ def test_pictures_are_found_wherever_they_stand() -> None:
     uses = [{"controlnet_id": "c", "image": {"attachment": 3}}, {"controlnet_id": "c", "image": b"x"}]
     raw = {"prompt": "x", "image": {"artifact_id": "a"}, "mask_image": {"attachment": 1}, "controlnets": uses}
     data = validate_data("inference.inpainting", raw)
-    assert {path for path, _ in image_refs(data)} == {
+    assert {path for path, _ in byte_refs(data)} == {
         "image", "mask_image", "controlnets.0.image", "controlnets.1.image"
     }  # fmt: skip
     check_references(data, 4)

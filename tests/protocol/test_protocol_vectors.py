@@ -15,6 +15,7 @@ from protocol.enums import ErrorCode
 from protocol.errors import AtelierError
 from protocol.messages import FROM_WORKER, TO_CLIENT, TO_WORKER, Message, parse_message, parse_request
 from protocol.schemas import ACTIONS, validate_data
+from protocol.schemas.predict import check_tensors
 from protocol.schemas.values import check_references
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,9 @@ def receive(vector: dict[str, Any]) -> Message | None:
     if (vector["plane"], vector["direction"]) == ("client", "to_orchestrator"):
         message = request = parse_request(header)
         check_attachments(header, sizes)
-        check_references(validate_data(request.action, request.data), len(sizes))
+        data = validate_data(request.action, request.data)
+        check_references(data, len(sizes))
+        check_tensors(data, sizes)
     else:
         known = {
             ("client", "from_orchestrator"): TO_CLIENT,
