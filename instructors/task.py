@@ -47,6 +47,12 @@ class Resident(Protocol):
 R = TypeVar("R", bound=Resident)
 
 
+class Source(Protocol):
+    """What the operating system can tell to have something to read: a socket, a pipe."""
+
+    def fileno(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Padding:
     """How forwards that several pictures share are filled. `rows_max`: at most so many rows (guidance takes two a
@@ -85,6 +91,18 @@ class Place(Protocol):
     def forget(self, key: str) -> bool:
         """Unload a resident; False where none has this key, or a task uses it."""
 
+    def retire(self, key: str) -> None:
+        """Unload a resident as soon as no task uses it."""
+
+    def watch(self, source: Source, arrived: Callable[[], None]) -> None:
+        """Have `arrived` called between two quanta while there is something to read at `source`."""
+
+    def unwatch(self, source: Source) -> None:
+        """Before the source is closed."""
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Have it called between two quanta. May be asked for from any thread."""
+
 
 class Context(Place, Protocol):
     """What the worker lends a task while it runs."""
@@ -109,11 +127,17 @@ class Lane(Protocol):
     def step(self, units: Sequence[Any]) -> None:
         """One quantum for all of them. What goes wrong for one is left in its `error`."""
 
+    def due(self, units: Sequence[Any], urgent: bool) -> float:
+        """When it wants a quantum of some of these, by the monotonic clock in seconds; what is past means now,
+        infinity not before something else has happened. `urgent`: one of them should not wait for company."""
+        return 0.0
+
 
 class Unit(Protocol):
     """A part of a shared task that is stepped for itself: one picture."""
 
     lane: Lane | None  # where it waits for its next quantum; None: it is stepped alone
+    away: bool = False  # its quantum goes on elsewhere, in another process or thread; who brings it back says so here
     rows: int  # of its lane's batch (guidance takes two)
     done: bool
     error: BaseException | None  # what ended it

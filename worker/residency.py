@@ -24,6 +24,7 @@ class _Entry:
     value: Any
     parts: Mapping[str, Any]
     pins: int = 0
+    retired: bool = False  # to be unloaded with its last pin
 
 
 class Residency:
@@ -82,7 +83,16 @@ class Residency:
         return value
 
     def unpin(self, key: str) -> None:
-        self._entries[key].pins -= 1
+        entry = self._entries[key]
+        entry.pins -= 1
+        if entry.retired:
+            self.forget(key)
+
+    def retire(self, key: str) -> None:
+        """Unload it as soon as nobody uses it."""
+        entry = self._entries.get(key)
+        if entry is not None and not self.forget(key):
+            entry.retired = True
 
     def evict_unused(self) -> bool:
         """Forget all that no running task uses; whether there was any."""
@@ -96,8 +106,10 @@ class Residency:
         if entry is not None and entry.pins:
             return False
         self._entries.pop(key, None)
-        there = self._aside.pop(key, None) is not None or entry is not None
+        aside = self._aside.pop(key, None)
+        there = aside is not None or entry is not None
         if there:
+            _close(entry or aside)
             self._publish()
             self._release()
         return there
@@ -148,13 +160,14 @@ class Residency:
     def _set_aside(self, key: str, entry: _Entry) -> None:
         """Keep it in the machine's memory, if there is a budget for that and all its parts can move."""
         if not self._aside_budget or not all(hasattr(part, "move") for part in entry.parts.values()):
+            _close(entry)
             return
         for part in entry.parts.values():
             if not self._in_use(part):
                 part.move("cpu")
         self._aside[key] = entry
         while self.aside_nbytes > self._aside_budget:
-            self._aside.popitem(last=False)
+            _close(self._aside.popitem(last=False)[1])
 
     def _in_use(self, part: Any) -> bool:
         """Whether a resident has this very part on the device. One may have another of the same key, which it loaded
@@ -163,6 +176,13 @@ class Residency:
 
     def _publish(self) -> None:
         self.names = list(dict.fromkeys(entry.value.name for entry in self._entries.values()))
+
+
+def _close(entry: _Entry | None) -> None:
+    """It leaves the memory. What lives in a process of its own is told."""
+    close = getattr(entry.value, "close", None) if entry is not None else None
+    if close is not None:
+        close()
 
 
 def _parts(key: str, value: Any) -> Mapping[str, Any]:

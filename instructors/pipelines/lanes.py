@@ -21,7 +21,7 @@ import torch
 from instructors.memory import is_out_of_memory
 from instructors.pipelines import streams
 from instructors.pipelines.streams import Stream
-from instructors.task import Padding
+from instructors.task import Lane, Padding
 
 LANES_MAX = 256  # per module; shapes that nobody asks for any more are forgotten
 Mix = tuple[Any, ...]  # a row's LoRAs with their scales, as the module's adapters take them
@@ -187,7 +187,7 @@ class SharedForward:
         return nullcontext() if self._adapters is None else self._adapters(mixes)
 
 
-class ForwardLane:
+class ForwardLane(Lane):
     """Calls of one shape of one module. See `instructors.task.Lane`."""
 
     def __init__(self, shared: SharedForward, rows_max: int, rows_min: int) -> None:

@@ -20,7 +20,7 @@ from instructors.task import Lane
 _begun = 0  # streams that have begun and are not done
 
 
-class Beginning:
+class Beginning(Lane):
     """The lane of pictures that have not begun: what shares nothing may take long, and they do not wait behind it."""
 
     rows_max = rows_min = 1
@@ -35,6 +35,8 @@ BEGINNING = Beginning()
 
 class Stream:
     """One picture on its way: a `Unit` whose work is a function that may stop in `wait`."""
+
+    away = False
 
     def __init__(self, run: Callable[[], Any], mix: Any = ()) -> None:
         """`run` begins with the first `step`. `mix`: the LoRAs of its rows, as `lanes.SharedForward` takes them."""

@@ -11,9 +11,10 @@ import torch
 
 from instructors.pipelines import streams
 from instructors.pipelines.streams import BEGINNING, Stream, wait
+from instructors.task import Lane
 
 
-class FakeLane:
+class FakeLane(Lane):
     """Answers each call with its double."""
 
     rows_max, rows_min = 4, 1

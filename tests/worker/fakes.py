@@ -32,7 +32,7 @@ class FakeClock:
         return self.now
 
 
-class FakeLane:
+class FakeLane(Lane):
     """A forward that takes `row_s` seconds a row. Remembers what was stepped together."""
 
     def __init__(self, clock: FakeClock, rows_max: int = 8, row_s: float = FAKE_ROW_S) -> None:
@@ -61,6 +61,8 @@ class Work:
 
 
 class FakeUnit:
+    away = False
+
     def __init__(self, number: int, rows: int, path: Sequence[FakeLane | None], task: "FakeShared") -> None:
         self._number, self.rows, self._path, self.task = number, rows, path, task
         self.quanta = 0
@@ -207,7 +209,7 @@ class Fakes:
         """Would a turn do something, rather than wait?"""
         engine = self.engine
         begun = bool(engine._running)
-        return begun or (engine.room.is_set() and not (engine._mailbox.empty() and not engine._sharing + engine._plain))
+        return begun or (engine.room.is_set() and not (engine._mailbox.empty and not engine._sharing + engine._plain))
 
     def turn(self) -> None:
         self.engine.turn()

@@ -1,7 +1,7 @@
 """The device thread: takes jobs from the mailbox, and runs quantum after quantum of those it has begun."""
 
+import math
 import os
-import queue
 import threading
 import time
 from bisect import insort, insort_left
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from instructors.task import Place, step_units
+from instructors.task import Lane, Place, step_units
 from protocol.enums import HeldState
 from protocol.limits import PRIORITY_MAX
 from worker.engine.planner import ALONE, Planner, Waiting, lane_of
@@ -31,10 +31,12 @@ class Engine(threading.Thread):
         super().__init__(name="device", daemon=True)
         self._place = place
         self._warm_up = warm_up
-        self._mailbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._mailbox = place.mailbox
         self._sharing: list[Job] = []  # not begun, the most urgent first: those that may share quanta
         self._plain: list[Job] = []  # and those that share nothing
         self._running: list[Running] = []
+        self._away: list[Waiting] = []  # units of those whose quantum goes on elsewhere
+        self._rest_s = 0.0  # nothing is to be done so long, if nothing comes
         self._planner = Planner(place.quantum_s)
         self._begun = 0
         self._finishing = self._stopping = False
@@ -54,6 +56,7 @@ class Engine(threading.Thread):
         """Have the device thread leave a job at its next quantum. True: it had not begun it, and will not."""
         with self._beginning:
             job.cancelled = True
+            self._mailbox.wake()
             return job.state is HeldState.ASSIGNED
 
     def finish(self) -> None:
@@ -85,7 +88,7 @@ class Engine(threading.Thread):
         """Is there nothing left to do, now or ever?"""
         if self._running:
             return False
-        return self._stopping or (self._finishing and not self._sharing and not self._plain and self._mailbox.empty())
+        return self._stopping or (self._finishing and not self._sharing and not self._plain and self._mailbox.empty)
 
     def turn(self) -> None:
         """One quantum, and what is due before and after it. Waits at the mailbox where there is nothing to do."""
@@ -96,16 +99,30 @@ class Engine(threading.Thread):
         self._settle()  # not within the quantum: its variables would hold what an error's traceback holds
 
     def _take_in(self) -> None:
-        """Empty the mailbox; wait at it where there is nothing to do."""
-        if not self._running and not self._sharing and not self._plain:
+        """What has come to the mailbox; wait at it where there is nothing to do."""
+        rest_s = self._rest_s if self._running or self._sharing or self._plain else IDLE_S
+        if rest_s > 0:
             self._place.pulse.idle()
             self._measure(time.monotonic())
-            try:
-                self._admit(self._mailbox.get(timeout=IDLE_S))
-            except queue.Empty:
-                return
-        while not self._mailbox.empty():
-            self._admit(self._mailbox.get())
+        self._rest_s = 0.0
+        self._mailbox.wait(min(rest_s, IDLE_S))
+        for letter in self._mailbox.take():
+            if callable(letter):
+                letter()
+            else:
+                self._admit(letter)
+        if self._away:
+            self._welcome_back()
+
+    def _welcome_back(self) -> None:
+        """Those whose quantum has ended elsewhere."""
+        back = [entry for entry in self._away if entry.owner.over or not entry.unit.away]
+        if back:
+            now = time.monotonic()
+            self._away = [entry for entry in self._away if entry.unit.away and not entry.owner.over]
+            for entry in back:
+                entry.since = now
+            self._look_at(back)
 
     def _admit(self, job: Job | None) -> None:
         if job is not None:
@@ -182,10 +199,15 @@ class Engine(threading.Thread):
             self._settle()
 
     def _quantum(self) -> None:
-        waiting = [entry for running in self._running for entry in running.waiting]
+        self._rest_s = 0.0
+        waiting = [entry for running in self._running for entry in running.waiting if not entry.unit.away]
+        begun = time.monotonic()
+        if len(waiting) > 1 or (waiting and waiting[0].unit.lane is not None):
+            waiting = self._due(waiting, begun)
+        elif not waiting and self._running:
+            self._rest_s = IDLE_S  # all are away
         if not waiting:
             return
-        begun = time.monotonic()
         chosen = self._planner.choose(waiting, begun)
         lane = lane_of(chosen[0])
         self._place.pulse.beat()
@@ -198,9 +220,33 @@ class Engine(threading.Thread):
             self._planner.ran(lane, rows, ended - begun)
             for entry in chosen:
                 entry.since = ended
-        for owner in dict.fromkeys(entry.owner for entry in chosen):
-            owner.look()
+        self._away += [entry for entry in chosen if entry.unit.away]
+        self._look_at(chosen)
         self._measure(begun)
+
+    def _due(self, waiting: list[Waiting], now: float) -> list[Waiting]:
+        """Those whose lane wants a quantum now. If there are none, it is noted when one will."""
+        lanes: dict[Lane | None, list[Waiting]] = {}
+        for entry in waiting:
+            lanes.setdefault(entry.unit.lane, []).append(entry)
+        due, soonest = [], math.inf
+        for lane, entries in lanes.items():
+            at = 0.0
+            if lane is not None:
+                urgent = any(entry.priority == PRIORITY_MAX for entry in entries)
+                at = lane.due([entry.unit for entry in entries], urgent)
+            if at <= now:
+                due += entries
+            else:
+                soonest = min(soonest, at)
+        if not due:
+            self._rest_s = soonest - now
+        return due
+
+    def _look_at(self, entries: list[Waiting]) -> None:
+        for owner in dict.fromkeys(entry.owner for entry in entries):
+            if not owner.over:
+                owner.look()
 
     def _step(self, chosen: list[Waiting]) -> None:
         if lane_of(chosen[0]) is ALONE:
@@ -216,7 +262,7 @@ class Engine(threading.Thread):
                 running.try_again()
             if running.over:
                 self._running.remove(running)
-                self._crowded = None
+                self._crowded, self._rest_s = None, 0.0  # another may begin
                 if not (running.no_room and self._running and self._put_back(running.job)):
                     running.deliver()
 

@@ -25,6 +25,8 @@ log = structlog.get_logger("worker.engine")
 class Plain:
     """The one unit of a task that shares nothing."""
 
+    away = False
+
     def __init__(self, task: Task, context: JobContext) -> None:
         self._task, self._context = task, context
         self.lane: Lane | None = None

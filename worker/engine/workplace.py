@@ -2,22 +2,25 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from instructors.models import ModelFolder
 from instructors.registry import Registry
-from instructors.task import Blob, Padding, R
+from instructors.task import Blob, Padding, R, Source
 from protocol.enums import EventName
 from protocol.errors import Cancelled
 from protocol.messages import WorkerEvent
 from worker.delivery import Delivery
+from worker.engine.mailbox import Mailbox
 from worker.hardware import Device
 from worker.jobs import Job
 from worker.pulse import Pulse
 from worker.residency import Residency
+
+Letter = Job | Callable[[], None] | None  # to the device thread; None: look who is to end
 
 log = structlog.get_logger("worker.engine")
 
@@ -34,6 +37,7 @@ class Workplace:
     pulse: Pulse
     padding: Padding
     quantum_s: float
+    mailbox: Mailbox[Letter] = field(default_factory=Mailbox)
 
 
 class WorkerPlace:
@@ -79,6 +83,18 @@ class WorkerPlace:
 
     def forget(self, key: str) -> bool:
         return self._place.residency.forget(key)
+
+    def retire(self, key: str) -> None:
+        self._place.residency.retire(key)
+
+    def watch(self, source: Source, arrived: Callable[[], None]) -> None:
+        self._place.mailbox.watch(source, arrived)
+
+    def unwatch(self, source: Source) -> None:
+        self._place.mailbox.unwatch(source)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        self._place.mailbox.put(function)
 
     def close(self) -> None:
         for key in self._pins:
