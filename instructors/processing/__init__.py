@@ -17,7 +17,7 @@ from protocol.errors import InvalidRequest, ModelInvalid
 from protocol.messages import field_errors
 from protocol.schemas.base import nearest
 
-BUILT_IN: tuple[str, ...] = ()
+BUILT_IN: tuple[str, ...] = ("instructors.processing.localisation",)
 STEPS_MAX = 16  # in one chain
 
 Values = dict[str, Any]
