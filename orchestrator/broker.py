@@ -22,6 +22,7 @@ from orchestrator.housekeeping import Housekeeping
 from orchestrator.intake import Intake
 from orchestrator.persistence import jobs_of, session_of
 from orchestrator.ports import Connection, Port, Received, Sent
+from orchestrator.registry.offers import Offers
 from orchestrator.settings import Settings
 from orchestrator.store import Store
 from orchestrator.store.writer import Completion
@@ -54,6 +55,7 @@ class Broker:
         self.clock = Clock()
         self.epoch = new_id()
         self.started_ms = self.clock.now_ms()
+        self.offers = Offers(core.fleet, settings.default_model_id)
         self.schedulers: dict[str, str] = {}  # key -> name, of all that some worker knows; empty: none has said
         self._wakeup = wakeup
         self._context = zmq.Context()
@@ -257,21 +259,3 @@ class Broker:
                 log.warning("a client is too far behind; its answer was not sent", request_id=header.get("request_id"))
 
         self.clients.post(connection, header, frames, droppable, failed)
-
-    def fleet_models(self) -> list[dict[str, Any]]:
-        """What the connected workers can run, each with the workers that have it and have it loaded."""
-        found: dict[str, dict[str, Any]] = {}
-        for worker in sorted(self.core.fleet.by_id.values(), key=lambda worker: worker.worker_id):
-            for name in sorted(worker.profile.capability.models or ()):
-                entry = found.setdefault(name, {**self._workerplane.models[name], "workers": [], "resident_on": []})
-                entry["workers"].append(worker.worker_id)
-                if name in worker.profile.resident:
-                    entry["resident_on"].append(worker.worker_id)
-        return [found[name] for name in sorted(found)]
-
-    def default_model_id(self) -> str | None:
-        """The model of requests that name none: the setting, else the only one there is."""
-        if self.settings.default_model_id is not None:
-            return self.settings.default_model_id
-        known = self._workerplane.models
-        return next(iter(known)) if len(known) == 1 else None

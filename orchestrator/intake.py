@@ -139,7 +139,7 @@ class Intake:
         if session is not None and session.defaults:
             data = with_defaults(action.data, data, session.defaults)
         if "model_id" in fields and data.get("model_id") is None:
-            default_model_id = self._broker.default_model_id()
+            default_model_id = self._broker.offers.default(action.name)
             if default_model_id is not None:
                 data = {**data, "model_id": default_model_id}
         priority = request.priority

@@ -7,6 +7,7 @@ import structlog
 from orchestrator.core import events as e
 from orchestrator.core.model import Fault, Outcome
 from orchestrator.ports import Connection, Received
+from orchestrator.registry.offers import with_names
 from protocol import PROTOCOL_VERSION
 from protocol.codec import check_attachments, unpack_header
 from protocol.enums import ErrorCode, EventName, Status
@@ -33,7 +34,6 @@ log = structlog.get_logger("orchestrator")
 class WorkerPlane:
     def __init__(self, broker: "Broker") -> None:
         self._broker = broker
-        self.models: dict[str, dict[str, Any]] = {}  # model_id -> what the last worker that has it said of it
 
     def take(self, received: Received) -> None:
         """One message; what cannot be read is logged and answered `refused`; the sender's lease tells the rest."""
@@ -63,7 +63,6 @@ class WorkerPlane:
     def _hello(self, peer: Connection, hello: Hello) -> None:
         capabilities = hello.capabilities
         models = {str(model["model_id"]): model for model in capabilities.models or [] if "model_id" in model}
-        self.models.update(models)
         self._broker.schedulers |= {scheduler_key(name): name for name in capabilities.schedulers}
         self._broker.feed(
             e.WorkerHello(
@@ -75,7 +74,7 @@ class WorkerPlane:
                 memory_total=hello.device.memory_total,
                 memory_free=hello.device.memory_free,
                 actions=frozenset(capabilities.actions),
-                models=None if capabilities.models is None else frozenset(models),
+                models=None if capabilities.models is None else frozenset(with_names(models)),
                 slots=hello.slots,
                 resident=frozenset(hello.resident_models),
                 held=[_held(job) for job in hello.held],
@@ -83,6 +82,8 @@ class WorkerPlane:
                 model_nbytes={name: model["nbytes"] for name, model in models.items() if _is_size(model.get("nbytes"))},
             )
         )
+        if peer in self._broker.core.fleet.by_peer:  # else it was refused
+            self._broker.offers.said(hello.worker_id, None if capabilities.models is None else models)
 
     def _heartbeat(self, peer: Connection, heartbeat: Heartbeat) -> e.WorkerHeartbeat:
         held = [_held(job) for job in heartbeat.held]

@@ -37,7 +37,7 @@ def info(broker: "Broker", ask: Ask) -> dict[str, Any]:
 def capabilities(broker: "Broker", ask: Ask) -> dict[str, Any]:
     actions = {action for worker in broker.core.fleet.by_id.values() for action in worker.profile.capability.actions}
     schedulers = sorted(broker.schedulers.values())
-    return {"actions": sorted(actions), "models": broker.fleet_models(), "schedulers": schedulers}
+    return {"actions": sorted(actions), "models": broker.offers.listed(), "schedulers": schedulers}
 
 
 def stats(broker: "Broker", ask: Ask) -> dict[str, Any]:
