@@ -46,7 +46,9 @@ LINE_MIN = 1e-6
 SIGMA_M_MIN = 1e-3
 EXTENT_M_MAX = 1e6  # of offsets and ellipses; beyond, a flat map of the surroundings has lost its meaning
 ROUND_MIN = 1e-6  # 1 - correlation squared; below it the ellipse is a line, as far as float32 can tell
-VERTICES = 64  # of a polygon; it lacks 0.16 % of the ellipse's area
+VERTICES = 64  # of a polygon, at least; it lacks 0.16 % of the ellipse's area
+VERTICES_MAX = 720
+BEND_MAX = 0.005  # of the shorter axis: how far an edge may leave the ellipse because parallels are curved
 
 Array = Any  # numpy array
 
@@ -191,7 +193,7 @@ def _output(values: Values, name: str, shape: tuple[int, ...]) -> Array:
         if shape == () and value.shape[1:] == (1,):
             value = value[:, 0]
         if value.ndim and value.shape[1:] == shape:
-            _refuse(~np.isfinite(value.reshape(len(value), -1)).all(axis=1), f"{name} is not finite")
+            _refuse(~np.isfinite(value).all(axis=tuple(range(1, value.ndim))), f"{name} is not finite")
             return value.astype(np.float64)
     wanted = "".join(f", {side}" for side in shape)
     raise ModelInvalid(f"The step 'uncertainty_ellipse' needs an output {name!r}, float [items{wanted}], of the model.")
@@ -242,11 +244,21 @@ def _ellipse(sigma: Array, covariance: Array, confidence: float) -> tuple[Array,
 def _rings(lat: Array, lon: Array, semi_axes: Array, bearing: Array) -> list[tuple[float, Array, Array]]:
     """For each item the longitude of its position, and its polygon's vertices as longitudes from there and latitudes;
     counter-clockwise."""
-    angle = np.linspace(0, -2 * np.pi, VERTICES, endpoint=False)
+    angle = np.linspace(0, -2 * np.pi, _vertices(lat, semi_axes), endpoint=False)
     along, across = semi_axes[:, :1] * np.cos(angle), semi_axes[:, 1:] * np.sin(angle)
     azimuth = bearing[:, None] + np.arctan2(across, along)
     lats, lon_steps, _ = geodesy.destination(lat[:, None], azimuth, np.hypot(along, across))
     return list(zip(lon.tolist(), lon_steps, lats, strict=True))
+
+
+def _vertices(lat: Array, semi_axes: Array) -> int:
+    """How many vertices the polygons need. GeoJSON's edges are straight in longitude and latitude: near a pole, where
+    parallels are small circles, a long and thin ellipse needs short edges."""
+    major, minor = semi_axes.T
+    circle = geodesy.EQUATOR_M / np.maximum(np.tan(np.radians(np.abs(lat))), 1e-9)  # radius of the position's parallel
+    nearest = np.maximum(circle - major, minor)
+    needed = np.pi * major / np.sqrt(2 * BEND_MAX * minor * nearest)
+    return int(np.clip(np.ceil(needed.max(initial=0)), VERTICES, VERTICES_MAX))
 
 
 processing.add("iq_features", IqParams, iq_features)
