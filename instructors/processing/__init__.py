@@ -17,7 +17,12 @@ from protocol.errors import InvalidRequest, ModelInvalid
 from protocol.messages import field_errors
 from protocol.schemas.base import nearest
 
-BUILT_IN: tuple[str, ...] = ("instructors.processing.localisation",)
+BUILT_IN: tuple[str, ...] = (
+    "instructors.processing.images",
+    "instructors.processing.classification",
+    "instructors.processing.detection",
+    "instructors.processing.localisation",
+)
 STEPS_MAX = 16  # in one chain
 
 Values = dict[str, Any]
