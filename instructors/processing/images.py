@@ -26,8 +26,8 @@ Side = Annotated[int, Field(ge=1, le=SIDE_MAX)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Colour = Annotated[int, Field(ge=0, le=255)]
 Placement = dict[str, tuple[float, float]]
-"""Where a picture's pixels lie now: its (x, y) are at (x, y) * scale + offset of what is `canvas` wide and high. `size` is
-the picture's own."""
+"""Where a picture's pixels lie now: its (x, y) are at (x, y) * scale + offset of what is `canvas` wide and high. Its
+own width and height are `size`."""
 
 
 class Resize(Params):
