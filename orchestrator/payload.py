@@ -33,14 +33,19 @@ def _default_steps(action: str) -> int | None:
     return None if steps is None else steps.default
 
 
+def is_light(action: str) -> bool:
+    return action in ACTIONS and ACTIONS[action].light
+
+
 def requirement_of(action: str, data: dict[str, Any], worker_id: str | None, device_id: str | None) -> Requirement:
-    return _requirement(action, data.get("model_id"), worker_id, device_id)
+    return _requirement(action, data.get("model_id"), worker_id, device_id, light=is_light(action))
 
 
 def cost_of(action: str, data: dict[str, Any]) -> Cost:
-    """Jobs of one model and size take time in proportion to their steps and pictures."""
+    """Jobs of one model and size take time in proportion to their steps and pictures, or to their requests."""
     steps = data.get("steps", _default_steps(action))
     if steps is None:
-        return _cost(action, 1.0)
+        model_id = data.get("model_id")
+        return _cost(f"{action} {model_id}" if model_id else action, float(len(data.get("requests") or (1,))))
     key = f"{action} {data.get('model_id')} {data.get('width')}x{data.get('height')}"
     return _cost(key, float(steps) * float(data.get("num_images", 1)))

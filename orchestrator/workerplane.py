@@ -6,6 +6,7 @@ import structlog
 
 from orchestrator.core import events as e
 from orchestrator.core.model import Fault, Outcome
+from orchestrator.payload import is_light
 from orchestrator.ports import Connection, Received
 from orchestrator.registry.offers import with_names
 from protocol import PROTOCOL_VERSION
@@ -80,6 +81,7 @@ class WorkerPlane:
                 held=[_held(job) for job in hello.held],
                 draining=hello.draining,
                 model_nbytes={name: model["nbytes"] for name, model in models.items() if _is_size(model.get("nbytes"))},
+                light_slots=hello.light_slots,
             )
         )
         if peer in self._broker.core.fleet.by_peer:  # else it was refused
@@ -113,9 +115,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _held(job: HeldJob) -> e.Held:
-    return e.Held(
-        job.job_id, job.attempt, job.state, job.tenant, job.request_id, job.fingerprint, job.action, job.durable
-    )
+    about = job.tenant, job.request_id, job.fingerprint, job.action, job.durable
+    return e.Held(job.job_id, job.attempt, job.state, *about, light=is_light(job.action))
 
 
 def _code(error: dict[str, Any] | None) -> ErrorCode:

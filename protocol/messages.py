@@ -156,6 +156,8 @@ class Hello(Message):
     capabilities: Capabilities
     slots: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_integral)] = 1
     # jobs it takes at a time; with more than 1, two beyond it may be jobs of priority 9
+    light_slots: Annotated[int, Field(ge=0, le=4096), BeforeValidator(_integral)] = 0
+    # light jobs it takes at a time beside its slots, see Working; 0: they take slots
     resident_models: Annotated[list[Name], FIRST_FAULT] = []  # loaded now
     held: Held = []  # jobs from before a lost connection
     draining: bool = False  # true: assign nothing

@@ -217,7 +217,7 @@ def worker_plane() -> list[Vector]:
              "capabilities": {"actions": ["inference.text2img", "system.noop"],
                               "models": [{"model_id": "demo", "family": "latent", "actions": ["inference.text2img"],
                                           "content_hash": "00ff"}], "schedulers": ["euler"]},
-             "slots": 4, "resident_models": ["demo"], "held": [], "draining": False}  # fmt: skip
+             "slots": 4, "light_slots": 128, "resident_models": ["demo"], "held": [], "draining": False}  # fmt: skip
     about = {"job_id": JOB, "attempt": 1}
     assign = {"kind": "assign", **about, "action": "inference.text2img", "data": TEXT2IMG, "tenant": "default",
               "request_id": "r-1", "fingerprint": PRINT, "exclusive": False, "durable": True, "priority": 4,
@@ -268,6 +268,7 @@ def worker_plane() -> list[Vector]:
           for name, text, way, header, raw in cases),
         vector("unknown_kind", "A kind a peer does not know is ignored.", {"kind": "sing"}, ignored=True, **to),
         vector("slots_zero", "A worker without slots.", bad_hello, **refused),
+        vector("light_slots_too_many", "It takes at most 4096 light jobs.", {**hello, "light_slots": 4097}, **refused),
         vector("held_state_unknown", "A held job in no known state.",
                {**hello, "held": [{**held, "state": "asleep"}]}, **refused),
         vector("fingerprint_short", "A fingerprint has 32 bytes.",

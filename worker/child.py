@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             schedulers=inference.scheduler_names(),
         ),
         slots=options.slots,
+        light_slots=options.light_slots,
     )
 
     def facts() -> dict[str, Any]:

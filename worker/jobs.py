@@ -52,6 +52,7 @@ class HeldJobs:
     """At most one attempt of each job; used by the socket thread only."""
 
     def __init__(self, slots: int) -> None:
+        """`slots`: how many jobs it was said to take, light ones among them."""
         self._jobs: dict[str, Job] = {}
         self._unfinished_max = slots + ASSIGNED_SLACK
         self._results = 0

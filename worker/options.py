@@ -24,6 +24,7 @@ class Options:
     device: str
     name: str | None
     slots: int
+    light_slots: int
     models: Path | None
     memory_budget: int | None
     padding: str
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, or cuda:N (default: auto)")
     add("--name", type=_name, help="worker_id (default: host name and device)")
     add("--slots", type=_slots, default=16, help="jobs held at a time (default: 16)")
+    add("--light-slots", type=_light_slots, default=128, help="predictions held beside them (default: 128)")
     add("--models", type=Path, metavar="DIR", help="folder of models in diffusers layout")
     add("--memory-budget", type=_at_least_one, metavar="BYTES", help="for models kept loaded (default: by device)")
     add("--padding", default="fast", choices=["fast", "reproducible"], help=PADDING)
@@ -82,16 +84,23 @@ def _name(text: str) -> str:
 
 
 def _slots(text: str) -> int:
-    number = _at_least_one(text)
-    if number > SLOTS_MAX:
-        raise argparse.ArgumentTypeError(f"must be at most {SLOTS_MAX}")
-    return number
+    return _at_most(SLOTS_MAX, _at_least_one(text))
+
+
+def _light_slots(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return _at_most(SLOTS_MAX, number)
 
 
 def _rows(text: str) -> int:
-    number = _at_least_one(text)
-    if number > ROWS_MAX:
-        raise argparse.ArgumentTypeError(f"must be at most {ROWS_MAX}")
+    return _at_most(ROWS_MAX, _at_least_one(text))
+
+
+def _at_most(limit: int, number: int) -> int:
+    if number > limit:
+        raise argparse.ArgumentTypeError(f"must be at most {limit}")
     return number
 
 

@@ -67,7 +67,7 @@ class Session:
         self._outbox = outbox
         self._hello = hello
         self._facts = facts
-        self._held = HeldJobs(hello.slots)
+        self._held = HeldJobs(hello.slots + hello.light_slots)
         self._leaving = Leaving.NO
         self._leave_by = 0.0
         self._stop_asked = False

@@ -35,6 +35,7 @@ def _info(worker: Worker, now_ms: int) -> dict[str, Any]:
             "memory_free": worker.memory_free,
         },
         "slots": worker.slots,
+        "light_slots": worker.light_slots,
         "jobs": sorted(worker.jobs),
         "resident_models": sorted(worker.profile.resident),
         "quantum_age_ms": worker.quantum_age_ms,

@@ -69,7 +69,7 @@ def _print_workers(found: "list[WorkerInfo]") -> None:
             worker.status,
             f"{worker.device.get('device_id')} ({worker.device.get('kind')})",
             f"{in_units(worker.device.get('memory_free', 0))} of {in_units(worker.device.get('memory_total', 0))}",
-            f"{len(worker.jobs)}/{worker.slots}",
+            f"{len(worker.jobs)}/{worker.slots}" + (f"+{worker.light_slots}" if worker.light_slots else ""),
             ", ".join(worker.resident_models),
         )
         for worker in found

@@ -98,6 +98,7 @@ class Held:
     fingerprint: bytes
     action: str
     durable: bool = False
+    light: bool = False
 
 
 @dataclass(slots=True)
@@ -116,6 +117,7 @@ class WorkerHello:
     held: list[Held] = field(default_factory=list)
     draining: bool = False
     model_nbytes: dict[str, int] = field(default_factory=dict)  # what a model's weights take there, where it is known
+    light_slots: int = 0  # light jobs that it takes beside its slots
 
 
 @dataclass(slots=True)

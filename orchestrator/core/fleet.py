@@ -1,12 +1,13 @@
 """The workers as the core knows them, and where a job would end soonest.
 
-Workers with a free slot stand in pools (same kind of device, same device id, same capability). Within a pool a job
-ends equally soon on every worker that has its model loaded, and equally soon on every other, so a job looks at
-pools, not at workers.
+Workers with room stand in pools (same kind of room, same kind of device, same device id, same capability). Within a
+pool a job ends equally soon on every worker that has its model loaded, and equally soon on every other, so a job looks
+at pools, not at workers.
 """
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import islice
 from typing import NamedTuple
 
@@ -19,6 +20,22 @@ from protocol.enums import ErrorCode
 SIGHTINGS_MAX = 10_000
 URGENT_SLOTS = 2  # beyond a worker's own, for jobs of the highest priority: they take effect between two steps
 COLD_CANDIDATES = 8  # workers of a pool that are compared by free memory before a model is loaded
+
+
+class Room(IntEnum):
+    """The kinds of room that a worker can have for one more job, in the order in which a job looks for them."""
+
+    LIGHT = 0  # a light slot, for light jobs alone
+    SLOT = 1
+    URGENT = 2  # beyond the slots, all of which are taken: for jobs of the highest priority
+
+
+ROOMS = tuple(Room)
+
+
+def rooms(requirement: Requirement, urgent: bool) -> tuple[Room, ...]:
+    """Where such a job may go."""
+    return ROOMS[not requirement.light : 3 if urgent else 2]
 
 
 class Capability(NamedTuple):
@@ -62,6 +79,7 @@ class Slot:
     since_ms: int
     exclusive: bool
     estimate_ms: int
+    light: bool = False  # it takes a light slot
     missed: int = 0  # heartbeats in a row that did not list it
 
 
@@ -74,6 +92,7 @@ class Worker:
     memory_total: int
     memory_free: int
     slots: int
+    light_slots: int
     profile: Profile
     site: Site
     draining: bool
@@ -82,23 +101,26 @@ class Worker:
     stalled: bool = False  # its connection took no more; until the next heartbeat
     quantum_age_ms: int = 0
     jobs: dict[str, Slot] = field(default_factory=dict)
+    light: int = 0  # jobs it holds that take light slots
     exclusive: int = 0  # jobs it holds that are to run alone
     reserved: bool = False  # emptied for an exclusive job
     turn: int = 0  # when it was last given a job, in the order of all such gifts
-    pool: "Pool | None" = None  # that lists it; None while it has no room
-    pools: "Pools | None" = None  # which of the fleet's it stands in
+    pools: "dict[Room, Pool]" = field(default_factory=dict)  # that list it: one for each kind of room it has
     lease: Timer | None = None
+
+    def has(self, room: Room) -> bool:
+        """Whether there is such room now. With one slot it runs one job at a time, also of the most urgent."""
+        if self.draining or self.stalled or self.exclusive or self.reserved:
+            return False
+        if room is Room.LIGHT:
+            return self.light < self.light_slots
+        taken = len(self.jobs) - self.light
+        return taken < self.slots if room is Room.SLOT else 1 < self.slots <= taken < self.slots + URGENT_SLOTS
 
     @property
     def free(self) -> bool:
-        barred = self.draining or self.stalled or self.exclusive or self.reserved
-        return not barred and len(self.jobs) < self.slots
-
-    @property
-    def has_urgent_room(self) -> bool:
-        """Whether it would take one more job of the highest priority. With one slot it runs one job at a time."""
-        barred = self.draining or self.stalled or self.exclusive or self.reserved
-        return not barred and self.slots > 1 and len(self.jobs) < self.slots + URGENT_SLOTS
+        """Whether a slot is free."""
+        return self.has(Room.SLOT)
 
     @property
     def status(self) -> str:
@@ -108,37 +130,39 @@ class Worker:
         """Whether it could run such a job, were it free."""
         return requirement.worker_pin in (None, self.worker_id) and self.site.suits(requirement)
 
+    def has_room_for(self, requirement: Requirement, urgent: bool = False) -> bool:
+        """Whether it can run such a job now, or as soon as it is empty if the job is to run alone."""
+        return self.can_run(requirement) and any(self.has(room) for room in rooms(requirement, urgent))
+
     def takes(self, requirement: Requirement, urgent: bool = False) -> bool:
         """Whether it can run such a job now."""
-        if not self.can_run(requirement) or (requirement.exclusive and self.jobs):
-            return False
-        return self.free or (urgent and self.has_urgent_room)
+        return not (requirement.exclusive and self.jobs) and self.has_room_for(requirement, urgent)
 
 
 class Pool:
-    """Free workers of one device kind and site, the one served longest ago first."""
+    """Workers of one device kind and site with one kind of room, the one served longest ago first."""
 
-    __slots__ = ("_free", "_warm")
+    __slots__ = ("_all", "_warm")
 
     def __init__(self) -> None:
-        self._free: OrderedDict[str, Worker] = OrderedDict()
+        self._all: OrderedDict[str, Worker] = OrderedDict()
         self._warm: dict[str, OrderedDict[str, Worker]] = {}  # by loaded model
 
     def __len__(self) -> int:
-        return len(self._free)
+        return len(self._all)
 
     def add(self, worker: Worker) -> None:
-        self._free[worker.worker_id] = worker
+        self._all[worker.worker_id] = worker
         for model_id in worker.profile.resident:
             self._warm.setdefault(model_id, OrderedDict())[worker.worker_id] = worker
 
     def let_others_first(self, worker: Worker) -> None:
-        self._free.move_to_end(worker.worker_id)
+        self._all.move_to_end(worker.worker_id)
         for model_id in worker.profile.resident:
             self._warm[model_id].move_to_end(worker.worker_id)
 
     def discard(self, worker: Worker) -> None:
-        del self._free[worker.worker_id]
+        del self._all[worker.worker_id]
         for model_id in worker.profile.resident:
             warm = self._warm[model_id]
             del warm[worker.worker_id]
@@ -148,33 +172,39 @@ class Pool:
     def candidate(self, requirement: Requirement) -> tuple[Worker, bool] | None:
         """The worker of this pool that would take such a job, and whether it would have to load the model first."""
         model_id = requirement.model_id
-        warm = self._free if model_id is None else self._warm.get(model_id, OrderedDict[str, Worker]())
+        warm = self._all if model_id is None else self._warm.get(model_id, OrderedDict[str, Worker]())
         if requirement.exclusive:
-            for workers, cold in ((warm, False), (self._free, True)):
+            for workers, cold in ((warm, False), (self._all, True)):
                 idle = next((worker for worker in workers.values() if not worker.jobs), None)
                 if idle is not None:
                     return idle, cold
             return None
         if warm:
             return next(iter(warm.values())), False
-        return max(islice(self._free.values(), COLD_CANDIDATES), key=lambda worker: worker.memory_free), True
+        return max(islice(self._all.values(), COLD_CANDIDATES), key=lambda worker: worker.memory_free), True
 
 
 Pools = dict[tuple[str, Site], Pool]
 
 
+@dataclass(slots=True)
+class Places:
+    """All slots of the fleet, or all its light slots."""
+
+    count: int = 0
+    running_ms: int = 0  # predicted run time of the jobs that take them now
+
+
 class Fleet:
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
-        self._pools: Pools = {}
-        self._full: Pools = {}  # of workers without a free slot that have urgent room
+        self._pools: dict[Room, Pools] = {room: {} for room in Room}
         self._seen: dict[str, Sighting] = {}  # every worker of this run, the latest last
         self._sites: Counter[Site] = Counter()  # of those
         self._turn = 0
         self.by_id: dict[str, Worker] = {}
         self.by_peer: dict[Peer, Worker] = {}
-        self.slots = 0
-        self.running_ms = 0  # predicted run time of everything that runs now
+        self.slots, self.light_slots = Places(), Places()
 
     def add(self, hello: WorkerHello, now_ms: int) -> Worker:
         capability = Capability(hello.actions, hello.models)
@@ -186,6 +216,7 @@ class Fleet:
             memory_total=hello.memory_total,
             memory_free=hello.memory_free,
             slots=hello.slots,
+            light_slots=hello.light_slots,
             profile=Profile(hello.device_kind, capability, hello.resident),
             site=Site(hello.device_id, capability),
             draining=hello.draining,
@@ -194,67 +225,74 @@ class Fleet:
         )
         self.by_id[worker.worker_id] = self.by_peer[worker.peer] = worker
         self._see(worker)
-        self.slots += worker.slots
+        self.slots.count += worker.slots
+        self.light_slots.count += worker.light_slots
         self.refresh(worker)
         return worker
 
     def remove(self, worker: Worker) -> None:
-        self._unlist(worker)
+        self._unlist(worker, *worker.pools)
         del self.by_id[worker.worker_id], self.by_peer[worker.peer]
-        self.slots -= worker.slots
+        self.slots.count -= worker.slots
+        self.light_slots.count -= worker.light_slots
 
     def refresh(self, worker: Worker, resident: frozenset[str] | None = None) -> None:
-        """List the worker under what it is now: its loaded models, and whether a slot is free."""
+        """List the worker under what it is now: its loaded models, and which room it has."""
         if resident is not None and resident != worker.profile.resident:
-            self._unlist(worker)
+            self._unlist(worker, *worker.pools)
             worker.profile = worker.profile._replace(resident=resident)
-        pools = self._pools if worker.free else self._full if worker.has_urgent_room else None
-        if pools is not worker.pools:
-            self._unlist(worker)
-        if pools is not None and worker.pool is None:
-            worker.pools = pools
-            worker.pool = pools.setdefault((worker.profile.device_kind, worker.site), Pool())
-            worker.pool.add(worker)
+        for room, pools in self._pools.items():
+            if not worker.has(room):
+                if room in worker.pools:
+                    self._unlist(worker, room)
+            elif room not in worker.pools:
+                pool = worker.pools[room] = pools.setdefault((worker.profile.device_kind, worker.site), Pool())
+                pool.add(worker)
 
-    def _unlist(self, worker: Worker) -> None:
-        pool, pools = worker.pool, worker.pools
-        worker.pool = worker.pools = None
-        if pool is not None and pools is not None:
+    def _unlist(self, worker: Worker, *kinds: Room) -> None:
+        for room in kinds:
+            pool = worker.pools.pop(room)
             pool.discard(worker)
             if not pool:
-                del pools[worker.profile.device_kind, worker.site]
+                del self._pools[room][worker.profile.device_kind, worker.site]
 
     def occupy(self, worker: Worker, job: Job, attempt: int, now_ms: int) -> None:
-        """The worker has one more job, and lets others of its pool go first with the next."""
+        """The worker has one more job, and lets others of its pools go first with the next."""
         self._turn += 1
         worker.turn = self._turn
-        self.hold(worker, job.job_id, Slot(attempt, now_ms, job.requirement.exclusive, job.estimate_ms))
+        light = job.requirement.light and worker.light < worker.light_slots
+        self.hold(worker, job.job_id, Slot(attempt, now_ms, job.requirement.exclusive, job.estimate_ms, light))
 
     def hold(self, worker: Worker, job_id: str, slot: Slot) -> None:
         worker.jobs[job_id] = slot
+        worker.light += slot.light
         worker.exclusive += slot.exclusive
-        self.running_ms += slot.estimate_ms
-        if worker.pool is not None and worker.free:
-            worker.pool.let_others_first(worker)
-        else:
-            self.refresh(worker)
+        self._places(slot).running_ms += slot.estimate_ms
+        self.refresh(worker)
+        for pool in worker.pools.values():
+            pool.let_others_first(worker)
 
     def vacate(self, worker: Worker, job_id: str) -> None:
-        """Free the slot of a job."""
+        """Free the place of a job."""
         slot = worker.jobs.pop(job_id)
+        worker.light -= slot.light
         worker.exclusive -= slot.exclusive
-        self.running_ms -= slot.estimate_ms
-        if worker.pools is not self._pools:
-            self.refresh(worker)
+        self._places(slot).running_ms -= slot.estimate_ms
+        self.refresh(worker)
+
+    def _places(self, slot: Slot) -> Places:
+        return self.light_slots if slot.light else self.slots
 
     def best_worker(self, requirement: Requirement, cost: Cost, urgent: bool = False) -> Worker | None:
-        """The free worker that would end this job soonest; of equals, the one served longest ago. Where none is free,
-        an urgent job goes to one that has room for such."""
+        """The worker with room that would end this job soonest; of equals, the one served longest ago."""
         if requirement.worker_pin is not None:
             pinned = self.by_id.get(requirement.worker_pin)
             return pinned if pinned is not None and pinned.takes(requirement, urgent) else None
-        worker = self._best_of(self._pools, requirement, cost)
-        return self._best_of(self._full, requirement, cost) if worker is None and urgent else worker
+        for room in rooms(requirement, urgent):
+            worker = self._best_of(self._pools[room], requirement, cost)
+            if worker is not None:
+                return worker
+        return None
 
     def _best_of(self, pools: Pools, requirement: Requirement, cost: Cost) -> Worker | None:
         candidates = [

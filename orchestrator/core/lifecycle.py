@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import commands as c
 from orchestrator.core import events as e
+from orchestrator.core.forecast import rivals
 from orchestrator.core.model import (
     EVENTS_KEPT,
     Asker,
@@ -178,8 +179,9 @@ class Lifecycle:
     def _accept(self, job: Job, connection: Any, request_id: str) -> None:
         start_ms = 0
         if job.state in (JobState.QUEUED, JobState.BACKOFF):
-            waiting_ms = self._core.queue.backlog_ms(job.priority) - (job.estimate_ms if job.ticket else 0)
-            start_ms = (waiting_ms + self._core.fleet.running_ms // 2) // max(1, self._core.fleet.slots)
+            waiting_ms, places = rivals(self._core, job)
+            waiting_ms -= job.estimate_ms if job.ticket else 0
+            start_ms = (waiting_ms + places.running_ms // 2) // max(1, places.count)
         measured = self._core.estimates.measured(job.cost)
         ends_ms = 0 if job.state in TERMINAL else start_ms + job.estimate_ms
         self._core.commands.append(c.Accepted(connection, request_id, job, start_ms, ends_ms, measured))

@@ -28,6 +28,7 @@ class Requirement(NamedTuple):
     worker_pin: str | None = None
     device_pin: str | None = None
     exclusive: bool = False  # alone on its worker, after two losses
+    light: bool = False  # it takes a light slot where its worker has one
 
 
 class Cost(NamedTuple):

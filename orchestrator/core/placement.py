@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from orchestrator.core import commands as c
-from orchestrator.core.fleet import Worker
+from orchestrator.core.fleet import Room, Worker
 from orchestrator.core.model import Job, Requirement
 from protocol.limits import PRIORITY_MAX
 
@@ -52,7 +52,7 @@ class Placement:
         return self._core.fleet.best_worker(job.requirement, job.cost, urgent=True)
 
     def freed(self, worker: Worker) -> None:
-        """A slot of this worker is free, or it can run more than before."""
+        """This worker has room that it had not, or can run more than before."""
         self._freed[worker.worker_id] = worker
 
     def run(self) -> None:
@@ -84,12 +84,12 @@ class Placement:
             return
         del self._grown[job.requirement]
         if job.requirement.exclusive and job.requirement not in self._reserved:
-            partly_free = [w for w in self._core.fleet.by_id.values() if w.free and w.can_run(job.requirement)]
+            partly_free = [worker for worker in self._core.fleet.by_id.values() if worker.has_room_for(job.requirement)]
             if partly_free:
                 self._reserve(min(partly_free, key=lambda worker: len(worker.jobs)), job.requirement)
 
     def _fill(self, worker: Worker) -> None:
-        """Give a worker jobs until its slots are taken or nothing suits it."""
+        """Give a worker jobs until it has no more room or nothing suits it."""
         queue = self._core.queue
         if not queue.size:
             return
@@ -103,21 +103,23 @@ class Placement:
             head = queue.best([line], NOTHING_LOADED, self._core.now_ms)
             assert head is not None
             self._assign(worker, head)
-        while worker.free:
-            lines = [line for line in queue.lines(worker.worker_id) if self._open_to(line.requirement, worker)]
-            job = queue.best(lines, worker.profile.resident, self._core.now_ms)
-            if job is None:
-                return
+        while (job := self._next_for(worker)) is not None:
             if job.requirement.exclusive and worker.jobs:
                 self._reserve(worker, job.requirement)
             else:
                 self._assign(worker, job)
-        while worker.has_urgent_room:  # not for what has only risen to the highest priority
+
+    def _next_for(self, worker: Worker) -> Job | None:
+        """The job to run next of those that it has room for."""
+        queue, job = self._core.queue, None
+        if worker.free or worker.has(Room.LIGHT):
+            waiting = queue.lines(worker.worker_id, light_only=not worker.free)  # the others have no room
+            lines = [line for line in waiting if self._open_to(line.requirement, worker)]
+            job = queue.best(lines, worker.profile.resident, self._core.now_ms)
+        if job is None and worker.has(Room.URGENT):  # not for what has only risen to the highest priority
             lines = [line for line in queue.lines(worker.worker_id) if worker.takes(line.requirement, urgent=True)]
             job = queue.urgent(lines, worker.profile.resident)
-            if job is None:
-                return
-            self._assign(worker, job)
+        return job
 
     def _open_to(self, requirement: Requirement, worker: Worker) -> bool:
         if requirement.exclusive and worker.jobs and requirement in self._reserved:

@@ -13,6 +13,8 @@ from protocol.limits import PRIORITY_MAX
 
 SWEEP_MIN = 1024
 
+Section = tuple[str | None, bool]  # of the queue: pinned to which worker, light
+
 
 class Entry(NamedTuple):
     ticket: int
@@ -106,22 +108,26 @@ class Line:
                 self._best = level, entry
 
 
+def _section(requirement: Requirement) -> Section:
+    return requirement.worker_pin, requirement.light
+
+
 class Queue:
     def __init__(self, aging_ms: int) -> None:
         self._aging_ms = aging_ms
-        self._lines: dict[str | None, dict[Requirement, Line]] = {}  # by worker pin, so a worker sees only its own
+        self._lines: dict[Section, dict[Requirement, Line]] = {}  # so a worker sees only what it may have room for
         self._ticket = 0
         self._served = 0
         self._turns: dict[str, int] = {}  # tenant -> when it was last served
         self._tenant_sizes: dict[str, int] = {}
-        self._backlog_ms = [0] * (PRIORITY_MAX + 1)
+        self._backlog_ms = {light: [0] * (PRIORITY_MAX + 1) for light in (False, True)}
         self.size = 0
 
     def push(self, job: Job, now_ms: int, *, first: bool = False) -> bool:
         """Queue a job, at the front of its tenant's line if `first`. True if its line was empty before."""
         self._ticket += 1
         job.ticket, job.queued_ms = self._ticket, now_ms
-        lines = self._lines.setdefault(job.requirement.worker_pin, {})
+        lines = self._lines.setdefault(_section(job.requirement), {})
         line = lines.get(job.requirement)
         if line is None:
             line = lines[job.requirement] = Line(job.requirement)
@@ -139,7 +145,7 @@ class Queue:
         if not job.ticket:
             return
         job.ticket = 0
-        lines = self._lines[job.requirement.worker_pin]
+        lines = self._lines[_section(job.requirement)]
         line = lines[job.requirement]
         line.size -= 1
         line.removed += 1
@@ -148,12 +154,12 @@ class Queue:
         if not line.size:
             del lines[job.requirement]
             if not lines:
-                del self._lines[job.requirement.worker_pin]
+                del self._lines[_section(job.requirement)]
         self._count(job, -1)
 
     def serve(self, job: Job) -> None:
         """Take a job out because a worker gets it: its tenant goes to the end of the ring."""
-        line = self._lines[job.requirement.worker_pin][job.requirement]
+        line = self._lines[_section(job.requirement)][job.requirement]
         line.rings[job.priority].pass_turn(job.tenant)
         self.pass_turn(job.tenant)
         self.remove(job)
@@ -164,21 +170,22 @@ class Queue:
             self._served += 1
             self._turns[tenant] = self._served
 
-    def lines(self, worker_id: str) -> Iterator[Line]:
+    def lines(self, worker_id: str, *, light_only: bool = False) -> Iterator[Line]:
         """The lines of waiting jobs that are not pinned to another worker."""
         for pin in (worker_id, None):
-            yield from self._lines.get(pin, {}).values()
+            for light in (True,) if light_only else (False, True):
+                yield from self._lines.get((pin, light), {}).values()
 
     def line(self, requirement: Requirement) -> Line | None:
         """The waiting jobs of one requirement; None when there are none."""
-        return self._lines.get(requirement.worker_pin, {}).get(requirement)
+        return self._lines.get(_section(requirement), {}).get(requirement)
 
     def all_requirements(self) -> list[Requirement]:
         return [requirement for lines in self._lines.values() for requirement in lines]
 
     def jobs_of(self, requirement: Requirement) -> list[Job]:
         """The waiting jobs of one requirement, in no particular order."""
-        rings = self._lines[requirement.worker_pin][requirement].rings.values()
+        rings = self._lines[_section(requirement)][requirement].rings.values()
         return [entry.job for ring in rings for line in ring.tenants.values() for entry in line if entry.waiting]
 
     def best(self, lines: Iterable[Line], resident: frozenset[str], now_ms: int) -> Job | None:
@@ -204,16 +211,16 @@ class Queue:
 
         return min(heads, key=rank)[1].job if heads else None
 
-    def backlog_ms(self, priority: int) -> int:
-        """Predicted run time of everything that waits at this priority or above."""
-        return sum(self._backlog_ms[priority:])
+    def backlog_ms(self, priority: int, *, light: bool) -> int:
+        """Predicted run time of the light jobs, or of the others, that wait at this priority or above."""
+        return sum(self._backlog_ms[light][priority:])
 
     def tenant_size(self, tenant: str) -> int:
         return self._tenant_sizes.get(tenant, 0)
 
     def _count(self, job: Job, sign: int) -> None:
         self.size += sign
-        self._backlog_ms[job.priority] += sign * job.estimate_ms
+        self._backlog_ms[job.requirement.light][job.priority] += sign * job.estimate_ms
         count = self._tenant_sizes.get(job.tenant, 0) + sign
         if count:
             self._tenant_sizes[job.tenant] = count

@@ -260,7 +260,7 @@ class Workers:
             tenant=held.tenant,
             request_id=held.request_id,
             fingerprint=held.fingerprint,
-            requirement=Requirement(held.action),
+            requirement=Requirement(held.action, light=held.light),
             cost=Cost(held.action, 1.0),
             priority=PRIORITY_DEFAULT,
             durable=False,

@@ -16,6 +16,7 @@ class WorkerInfo(ResultData):
     status: str  # ready, busy, draining
     device: dict[str, Any]  # {device_id, kind, memory_total, memory_free}, bytes
     slots: int
+    light_slots: int = 0  # beside those, for light jobs alone
     jobs: list[str]  # job_ids it holds
     resident_models: list[str]
     quantum_age_ms: int  # since its device thread last came up for air

@@ -33,18 +33,20 @@ Row = dict[str, float]
 
 
 class Load:
-    """A core with busy workers and a queue behind them."""
+    """A core with busy workers and a queue behind them. `light_slots` of each worker; with some, every other job is
+    light."""
 
-    def __init__(self, jobs: int, workers: int, models: int) -> None:
+    def __init__(self, jobs: int, workers: int, models: int, light_slots: int = 0) -> None:
         self._random = random.Random(1)
         self._models = [f"model-{number}" for number in range(models)]
+        self._light_slots = light_slots
         self._serial = 0
         self._running: list[tuple[str, str, int]] = []  # peer, job_id, attempt
         self.now_ms = 1_000_000
         self.core = Core(CoreSettings(queue_jobs_max=10**9, connection_requests_max=10**9))
         for number in range(workers):
             self.feed(self._hello(f"w{number}"))
-        for _ in range(workers + jobs):
+        for _ in range(workers * (1 + 2 * light_slots) + jobs):
             self.feed(self.submit())
 
     def feed(self, event: e.Event) -> None:
@@ -56,17 +58,20 @@ class Load:
         models = frozenset(self._models) or None
         resident = frozenset(self._random.sample(self._models, 3)) if self._models else frozenset()
         actions = frozenset(("make",))
-        return e.WorkerHello(f"p-{name}", name, name, "cuda:0", "gpu", 10**10, 10**9, actions, models, 1, resident)
+        return e.WorkerHello(
+            f"p-{name}", name, name, "cuda:0", "gpu", 10**10, 10**9, actions, models, 1, resident,
+            light_slots=self._light_slots,
+        )  # fmt: skip
 
     def submit(self) -> e.Submit:
         self._serial += 1
-        name = f"{self._serial:012d}"
+        name, light = f"{self._serial:012d}", self._light_slots > 0 and self._serial % 2 == 0
         job = Job(
             job_id=f"j{name}",
             tenant=f"t{self._random.randrange(TENANTS)}",
             request_id=f"r{name}",
             fingerprint=name.encode(),
-            requirement=Requirement("make", self._random.choice(self._models) if self._models else None),
+            requirement=Requirement("make", self._random.choice(self._models) if self._models else None, light=light),
             cost=Cost("make", 20.0),
             priority=self._random.randrange(PRIORITIES),
             durable=False,
@@ -82,10 +87,14 @@ class Load:
         return e.WorkerResult(peer, job_id, attempt, Outcome(Status.COMPLETED), running_ms=5_000)
 
     def heartbeat(self) -> e.WorkerHeartbeat:
-        peer, job_id, attempt = self._random.choice(self._running)
-        job, resident = self.core.jobs[job_id], self.core.fleet.by_peer[peer].profile.resident
-        held = e.Held(job_id, attempt, HeldState.RUNNING, job.tenant, job.request_id, job.fingerprint, "make")
-        return e.WorkerHeartbeat(peer, [held], 10**9, resident, 10)
+        peer, _, _ = self._random.choice(self._running)
+        worker = self.core.fleet.by_peer[peer]
+        jobs = [(self.core.jobs[job_id], slot.attempt) for job_id, slot in worker.jobs.items()]
+        held = [
+            e.Held(job.job_id, attempt, HeldState.RUNNING, job.tenant, job.request_id, job.fingerprint, "make")
+            for job, attempt in jobs
+        ]
+        return e.WorkerHeartbeat(peer, held, 10**9, worker.profile.resident, 10)
 
     def measure(self) -> Row:
         """Median microseconds per event, one of each kind in turn, so that the queue keeps its length."""
@@ -142,6 +151,8 @@ def main() -> int:
         ok.append(show(f"20 workers, {models or 'no'} models", "queued", rows, longest // 100, longest))
     rows = {size: Load(10_000, size, 50).measure() for size in workers}
     ok.append(show("10,000 queued jobs, 50 models", "workers", rows, workers[0], workers[-1]))
+    rows = {size: Load(10_000, size, 50, light_slots=3).measure() for size in workers}
+    ok.append(show("10,000 queued jobs, half of them light, 50 models", "workers", rows, workers[0], workers[-1]))
     rows = {size: Load(-size // 2, size, 50).measure() for size in workers}
     ok.append(show("half the fleet idle, nothing waits, 50 models", "workers", rows, workers[0], workers[-1]))
     rows = {size: Load(10_000, 20, size).measure() for size in (5, 50, 500)}

@@ -47,7 +47,7 @@ class Lab:
 
     def submit(self, number: int, **fields: Any) -> list[str]:
         """Job j<number>, request r<number>, from connection c."""
-        names = ("action", "model_id", "worker_pin", "device_pin")
+        names = ("action", "model_id", "worker_pin", "device_pin", "light")
         need = Requirement(**{"action": "make", **{name: fields.pop(name) for name in names if name in fields}})
         defaults = {
             "job_id": f"j{number}", "tenant": "t", "request_id": f"r{number}", "fingerprint": b"f",
@@ -97,12 +97,13 @@ class Lab:
 
 
 def holding(text: str) -> e.Held:
-    """Held: "j1/1" runs, "j1/1 done" has ended, "j1/1 durable" is a durable job, "j1/1 r9" is another's request."""
+    """Held: "j1/1" runs, "j1/1 done" has ended, "j1/1 durable" and "j1/1 light" are such jobs, "j1/1 r9" is another's
+    request."""
     attempt, *words = text.split()
     job_id, number = attempt.split("/")
     state = HeldState.DONE if "done" in words else HeldState.RUNNING
     request_id = next((word for word in words if word.startswith("r")), job_id.replace("j", "r"))
-    return e.Held(job_id, int(number), state, "t", request_id, b"f", "make", "durable" in words)
+    return e.Held(job_id, int(number), state, "t", request_id, b"f", "make", "durable" in words, "light" in words)
 
 
 def restored(number: int, state: JobState, **fields: Any) -> Job:

@@ -109,10 +109,10 @@ def test_asking_changes_nothing(draining: bool) -> None:
         lab.feed(e.Drain())
     job = a_job()
     worker, queue = lab.core.fleet.by_id["a"], lab.core.queue
-    before = set(lab.core.jobs), dict(worker.jobs), queue.size, queue.backlog_ms(0)
+    before = set(lab.core.jobs), dict(worker.jobs), queue.size, queue.backlog_ms(0, light=False)
     fault = lab.core.lifecycle.refusal(job, "c")
     forecasts(lab.core, job, lab.now_ms)
     assert (fault is not None and fault.code == "draining") == draining
     assert lab.core.commands == []
     assert (job.state, job.ticket) == (JobState.QUEUED, 0)
-    assert (set(lab.core.jobs), worker.jobs, queue.size, queue.backlog_ms(0)) == before
+    assert (set(lab.core.jobs), worker.jobs, queue.size, queue.backlog_ms(0, light=False)) == before

@@ -14,12 +14,24 @@ JOBS, WORKERS, PEERS = st.integers(1, 5), st.sampled_from("uvw"), st.sampled_fro
 ATTEMPTS = st.integers(0, 4)
 CONNECTIONS = st.sampled_from("abc")
 HELD = st.lists(
-    st.builds("j{}/{}{}".format, JOBS, ATTEMPTS, st.sampled_from(("", " done", " durable", " r2"))), max_size=4
+    st.builds("j{}/{}{}".format, JOBS, ATTEMPTS, st.sampled_from(("", " done", " durable", " light", " r2"))),
+    max_size=4,
 )
 CODES = st.sampled_from((None, ErrorCode.CANCELLED, ErrorCode.UNAVAILABLE, ErrorCode.INTERNAL))
 STEPS = st.one_of(
-    st.tuples(st.just("submit"), JOBS, CONNECTIONS, st.booleans(), st.sampled_from((None, "m", "n")), PEERS),
-    st.tuples(st.just("hello"), WORKERS, PEERS, st.sampled_from(("i1", "i2")), HELD, st.integers(1, 3), st.booleans()),
+    st.tuples(
+        st.just("submit"), JOBS, CONNECTIONS, st.booleans(), st.sampled_from((None, "m", "n")), PEERS, st.booleans()
+    ),
+    st.tuples(
+        st.just("hello"),
+        WORKERS,
+        PEERS,
+        st.sampled_from(("i1", "i2")),
+        HELD,
+        st.integers(1, 3),
+        st.integers(0, 2),
+        st.booleans(),
+    ),
     st.tuples(st.just("beat"), PEERS, HELD, st.sampled_from((frozenset[str](), frozenset(("m",))))),
     st.tuples(st.just("result"), PEERS, JOBS, ATTEMPTS, CODES),
     st.tuples(st.just("event"), PEERS, JOBS, ATTEMPTS),
@@ -34,17 +46,22 @@ STEPS = st.one_of(
 
 
 class Fuzz(Lab):
-    def submit_any(self, number: int, connection: str, durable: bool, model_id: str | None, session_id: str) -> None:
+    def submit_any(
+        self, number: int, connection: str, durable: bool, model_id: str | None, session_id: str, light: bool
+    ) -> None:
         known = session_id if session_id in self.core.sessions.by_id else None
         self.submit(
             number, connection=connection, durable=durable, model_id=model_id, session_id=known,
             priority=number, job_id=f"j{number}" if f"j{number}" not in self.core.jobs else f"j{self.now_ms}",
-            deadline_ms=30_000 if number == 3 else None,
+            deadline_ms=30_000 if number == 3 else None, light=light,
         )  # fmt: skip
         self.now_ms += 1
 
-    def hello_any(self, name: str, peer: str, instance_id: str, held: list[str], slots: int, draining: bool) -> None:
-        self.hello(name, tuple(held), peer=peer, instance_id=instance_id, slots=slots, draining=draining)
+    def hello_any(
+        self, name: str, peer: str, instance_id: str, held: list[str], slots: int, light_slots: int, draining: bool
+    ) -> None:
+        about = {"peer": peer, "instance_id": instance_id, "draining": draining}
+        self.hello(name, tuple(held), slots=slots, light_slots=light_slots, **about)
 
     def disk(self, number: int, works: bool) -> None:
         job = self.core.jobs.get(f"j{number}")

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from orchestrator.core.core import Core
-from orchestrator.core.fleet import Worker
+from orchestrator.core.fleet import Room, Worker
 from orchestrator.core.lifecycle import RECORD_NBYTES
 from orchestrator.core.model import Job
 from orchestrator.core.states import TERMINAL, JobState
@@ -59,13 +59,15 @@ def _check_queue(core: Core, waiting: list[Job]) -> None:
     check(queue.size == len(waiting), "queue size drifts", queue.size, len(waiting))
     check(Counter(job.tenant for job in waiting) == Counter(queue._tenant_sizes), "tenant sizes drift")
     check(queue._turns.keys() <= queue._tenant_sizes.keys(), "turns of absent tenants")
-    backlog = Counter[int]()
+    backlog = Counter[tuple[bool, int]]()
     for job in waiting:
-        backlog[job.priority] += job.estimate_ms
-    check(all(backlog[level] == known for level, known in enumerate(queue._backlog_ms)), "backlog drifts")
-    lines = [(need, line) for by_pin in queue._lines.values() for need, line in by_pin.items()]
-    check(sum(line.size for _, line in lines) == queue.size, "lines do not add up")
-    for need, line in lines:
+        backlog[job.requirement.light, job.priority] += job.estimate_ms
+    for light, levels in queue._backlog_ms.items():
+        check(all(backlog[light, level] == known for level, known in enumerate(levels)), "backlog drifts")
+    lines = [(section, need, line) for section, lines in queue._lines.items() for need, line in lines.items()]
+    check(sum(line.size for _, _, line in lines) == queue.size, "lines do not add up")
+    for section, need, line in lines:
+        check(section == (need.worker_pin, need.light), "a line in the wrong section", need)
         entries = [entry for ring in line.rings.values() for jobs in ring.tenants.values() for entry in jobs]
         alive = [entry.job for entry in entries if entry.waiting]
         check(line.size == len(alive) > 0, "line size drifts", need)
@@ -76,15 +78,18 @@ def _check_fleet(core: Core) -> None:
     fleet = core.fleet
     workers = fleet.by_id.values()
     check({worker.peer for worker in workers} == fleet.by_peer.keys(), "peers and workers differ")
-    check(fleet.slots == sum(worker.slots for worker in workers), "slots drift")
-    estimates = sum(slot.estimate_ms for worker in workers for slot in worker.jobs.values())
-    check(fleet.running_ms == estimates, "running_ms drifts", fleet.running_ms, estimates)
+    check(fleet.slots.count == sum(worker.slots for worker in workers), "slots drift")
+    check(fleet.light_slots.count == sum(worker.light_slots for worker in workers), "light slots drift")
+    held = [slot for worker in workers for slot in worker.jobs.values()]
+    for light, places in ((False, fleet.slots), (True, fleet.light_slots)):
+        estimates = sum(slot.estimate_ms for slot in held if slot.light is light)
+        check(places.running_ms == estimates, "running_ms drifts", light, places.running_ms, estimates)
     for worker in workers:
+        check(worker.light == sum(slot.light for slot in worker.jobs.values()), "light drifts")
         check(worker.exclusive == sum(slot.exclusive for slot in worker.jobs.values()), "exclusive drifts")
         _check_listing(core, worker)
-    check(sum(len(pool) for pool in fleet._pools.values()) == sum(worker.free for worker in workers), "ghosts in pools")
-    urgent = sum(worker.has_urgent_room and not worker.free for worker in workers)
-    check(sum(len(pool) for pool in fleet._full.values()) == urgent, "ghosts in the pools of full workers")
+    for room, pools in fleet._pools.items():
+        check(sum(map(len, pools.values())) == sum(worker.has(room) for worker in workers), "ghosts in pools", room)
     for job in core.jobs.values():
         holders = [
             worker.worker_id
@@ -97,16 +102,16 @@ def _check_fleet(core: Core) -> None:
 
 
 def _check_listing(core: Core, worker: Worker) -> None:
-    fleet, key = core.fleet, (worker.profile.device_kind, worker.site)
-    pools = fleet._pools if worker.free else fleet._full if worker.has_urgent_room else None
-    check(worker.pools is pools, "listed wrongly", worker.worker_id)
-    check(worker.pool is (None if pools is None else pools.get(key)), "holds another pool", worker.worker_id)
-    for pool in (*fleet._pools.values(), *fleet._full.values()):
-        mine = pool is worker.pool
-        check((pool._free.get(worker.worker_id) is worker) == mine, "stands in another pool", worker.worker_id)
-        for model_id, warm in pool._warm.items():
-            expected = mine and model_id in worker.profile.resident
-            check((worker.worker_id in warm) == expected, "loaded model listed wrongly", worker.worker_id, model_id)
+    key = worker.profile.device_kind, worker.site
+    check(worker.pools.keys() == {room for room in Room if worker.has(room)}, "listed wrongly", worker.worker_id)
+    for room, pools in core.fleet._pools.items():
+        for its_key, pool in pools.items():
+            mine = pool is worker.pools.get(room)
+            check(mine == (room in worker.pools and its_key == key), "holds another pool", worker.worker_id)
+            check((pool._all.get(worker.worker_id) is worker) == mine, "stands in another pool", worker.worker_id)
+            for model_id, warm in pool._warm.items():
+                expected = mine and model_id in worker.profile.resident
+                check((worker.worker_id in warm) == expected, "loaded model listed wrongly", worker.worker_id, model_id)
     lease_ms = core.settings.lease_ms
     check(worker.lease is not None and worker.lease.callback is not None, "worker without a lease", worker.worker_id)
     worker_due_ms = worker.lease.due_ms if worker.lease is not None else 0
@@ -123,7 +128,7 @@ def _check_placement(core: Core) -> None:
         for worker in core.fleet.by_id.values():
             check(not worker.takes(need), "a free worker beside a waiting job", worker.worker_id, need)
     for worker in core.fleet.by_id.values():
-        if worker.has_urgent_room:
+        if worker.has(Room.URGENT):
             needs = [line.requirement for line in core.queue.lines(worker.worker_id)]
             fitting = [need for need in needs if worker.can_run(need) and not need.exclusive]
             waits = [job.job_id for need in fitting for job in core.queue.jobs_of(need) if job.priority == PRIORITY_MAX]
@@ -161,7 +166,8 @@ def _check_timers(core: Core, live: list[Job]) -> None:
 def check_idle(core: Core) -> None:
     """Nothing is left when nobody wants anything any more and results have been forgotten."""
     check(not core.jobs, "jobs left", list(core.jobs))
-    check(core.queue.size == 0 and not core.queue._tenant_sizes and not any(core.queue._backlog_ms), "queue left")
+    backlog = any(any(levels) for levels in core.queue._backlog_ms.values())
+    check(core.queue.size == 0 and not core.queue._tenant_sizes and not backlog, "queue left")
     check(core.payload_nbytes == 0, "payload_nbytes left", core.payload_nbytes)
     check(core.askers.connections == 0, "askers left", core.askers.connections)
     check(not core.unsettled, "unsettled left")
@@ -169,5 +175,6 @@ def check_idle(core: Core) -> None:
         check(not worker.jobs, "slot leaked", worker.worker_id, list(worker.jobs))
         check(not worker.reserved, "reservation leaked", worker.worker_id)
         check(not worker.draining, "a worker that was to leave is still here", worker.worker_id)
-    check(core.fleet.running_ms == 0, "running_ms left", core.fleet.running_ms)
+    for places in (core.fleet.slots, core.fleet.light_slots):
+        check(places.running_ms == 0, "running_ms left", places.running_ms)
     check(len(core.timers) <= len(core.fleet.by_id) + len(core.sessions.by_id) + 1, "timers left", len(core.timers))

@@ -8,7 +8,7 @@ from orchestrator.core import events as e
 from orchestrator.core.model import Cost, Job, Outcome, Requirement, Session
 from protocol.enums import ErrorCode
 from tests.simulation.network import Link
-from tests.simulation.worker import Work
+from tests.simulation.worker import LIGHT_ACTION, Work
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -150,10 +150,12 @@ class Client:
         limits = {}
         if rng.random() < 0.1:
             limits[rng.choice(("queue_timeout_ms", "run_timeout_ms", "deadline_ms"))] = rng.randint(500, 15_000)
+        action = rng.choice(("make", "make", "noop", LIGHT_ACTION, LIGHT_ACTION))
         requirement = Requirement(
-            rng.choice(("make", "make", "noop")),
+            action,
             rng.choice((None, "shapes", "letters", "digits")),
             worker_pin="w0" if rng.random() < 0.05 else None,
+            light=action == LIGHT_ACTION,
         )
         return Ask(
             self.tenant, f"{self.name}.{self._world.serial()}", Work(run_ms, fate, times, rng.randint(0, 2)),

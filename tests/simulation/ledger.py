@@ -30,6 +30,7 @@ class Ledger:
         self._refusals: dict[str, ErrorCode] = {}
         self.asks: list[Ask] = []
         self.ends: Counter[str] = Counter()
+        self.lights = 0  # attempts in light slots
 
     def new_epoch(self) -> None:
         """What lives in memory may come out differently in the orchestrator's next life."""
@@ -91,14 +92,20 @@ class Ledger:
         assert core is not None
         job, worker = command.job, core.fleet.by_peer[command.peer]
         check(worker.can_run(job.requirement), "assigned to a worker that cannot run it", job.job_id)
-        room = worker.slots + (URGENT_SLOTS if job.priority == PRIORITY_MAX and worker.slots > 1 else 0)
-        check(len(worker.jobs) <= room, "more jobs than slots", worker.worker_id, len(worker.jobs))
+        light = worker.jobs[job.job_id].light
+        self.lights += light
+        beside = URGENT_SLOTS if job.priority == PRIORITY_MAX and worker.slots > 1 else 0
+        room = worker.light_slots if light else worker.slots + beside
+        taken = sum(slot.light is light for slot in worker.jobs.values())
+        check(taken <= room, "more jobs than slots", worker.worker_id, taken, room)
+        check(light <= job.requirement.light, "another job in a light slot", job.job_id)
         if job.requirement.exclusive:
             check(list(worker.jobs) == [job.job_id], "an exclusive job has company", job.job_id, list(worker.jobs))
             return
         level = min(PRIORITY_MAX, job.priority + (core.now_ms - job.queued_ms) // core.settings.aging_ms)
         for need in core.queue.all_requirements():
-            for other in core.queue.jobs_of(need) if worker.can_run(need) and not need.exclusive else ():
+            fits = worker.can_run(need) and not need.exclusive and (need.light or not light)
+            for other in core.queue.jobs_of(need) if fits else ():
                 check(other.priority <= level, "a less urgent job went first", job.job_id, other.job_id)
 
     # --- at the end ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core import workers
+from orchestrator.core import fleet, workers
 from orchestrator.core.core import Core
 from orchestrator.core.fleet import Fleet, Pool
 from orchestrator.core.lifecycle import Lifecycle
@@ -25,6 +25,7 @@ SEEDS = 60
 SUBMIT = Lifecycle.submit
 CANDIDATE = Pool.candidate
 TELL_DRAIN = Workers._tell_drain
+LINES = Queue.lines
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -103,6 +104,8 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "a drain is told once": (Workers, "_tell_drain", _tell_once),
     "retries are forgotten": (Lifecycle, "requeue", lambda *_: None),
     "grown lines are not placed": (Placement, "_place_next", lambda self: self._grown.clear()),
+    "any job takes a light slot": (fleet, "rooms", lambda _, urgent: fleet.ROOMS[: 3 if urgent else 2]),
+    "light jobs wait for a slot": (Queue, "lines", lambda self, worker_id, light_only=False: LINES(self, worker_id)),
     "running time is not counted down": (Fleet, "vacate", lambda self, worker, job_id: worker.jobs.pop(job_id, None)),
 }
 

@@ -21,6 +21,7 @@ HANG_MS = 20_000  # until the parent kills the process
 GRACE_MS = 5_000
 UNWANTED_MS, UNWANTED_FAULTY_MS = 6_000, 16_000  # until a stale attempt has heard of it, at the latest
 SLACK = 64
+LIGHT_ACTION = "glance"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class HeldJob:
     unwanted_ms: int | None = None  # since when the core does not count on it
     result: e.WorkerResult | None = None
     sent_ms: int = 0
+    in_light_slot: bool = False
+
+    @property
+    def light(self) -> bool:
+        return bool(self.assign["action"] == LIGHT_ACTION)
 
 
 class SimWorker:
@@ -50,6 +56,7 @@ class SimWorker:
         self._world = world
         self.name = name
         self.slots = rng.randint(1, 3)
+        self.light_slots = rng.choice((0, 0, 1, 3))
         self._reports_cancel = rng.random() < 0.5  # some say that they stopped, some only stop listing it
         self._device = rng.choice(("cpu", "gpu"))
         self._models: frozenset[str] | None = None if rng.random() < 0.5 else frozenset(("shapes", "letters", "digits"))
@@ -190,11 +197,12 @@ class SimWorker:
             self._leave()
 
     def _say_hello(self) -> None:
-        actions = frozenset(("make", "noop"))
+        actions = frozenset(("make", "noop", LIGHT_ACTION))
         self._up(
             e.WorkerHello(
                 self._peer, self.name, f"i{self._instance}", f"{self._device}:0", self._device, 10_000, 1_000,
                 actions, self._models, self.slots, self._resident, self._held_list(), bool(self._leaving),
+                light_slots=self.light_slots,
             )
         )  # fmt: skip
 
@@ -202,7 +210,7 @@ class SimWorker:
         return [
             e.Held(
                 job_id, job.attempt, job.state, job.assign["tenant"], job.assign["request_id"],
-                job.assign["fingerprint"], job.assign["action"], job.assign["durable"],
+                job.assign["fingerprint"], job.assign["action"], job.assign["durable"], job.light,
             )
             for job_id, job in self._held.items()
         ]  # fmt: skip
@@ -258,7 +266,7 @@ class SimWorker:
         if held is not None:
             held.cancelled = True
         unfinished = sum(job.state is not HeldState.DONE for job in self._held.values())
-        check(unfinished < self.slots + SLACK, "a worker is flooded", self.name)
+        check(unfinished < self.slots + self.light_slots + SLACK, "a worker is flooded", self.name)
         self._held[assign["job_id"]] = HeldJob(assign, attempt)
         self._begin_next()
 
@@ -280,10 +288,14 @@ class SimWorker:
     # --- the device ---------------------------------------------------------------------------------------------
 
     def _begin_next(self) -> None:
-        running = sum(job.state is HeldState.RUNNING for job in self._held.values())
+        running = [job for job in self._held.values() if job.state is HeldState.RUNNING]
+        light = sum(job.in_light_slot for job in running)
+        slots, light_slots = self.slots - len(running) + light, self.light_slots - light
         for job in list(self._held.values()):
-            if running < self.slots and job.state is HeldState.ASSIGNED and self._leaving != "handing back":
-                running += 1
+            job.in_light_slot = job.in_light_slot or (job.light and light_slots > 0)
+            free = light_slots if job.in_light_slot else slots
+            if free > 0 and job.state is HeldState.ASSIGNED and self._leaving != "handing back":
+                slots, light_slots = slots - (not job.in_light_slot), light_slots - job.in_light_slot
                 job.state = HeldState.RUNNING
                 self._later(self._world.rng.randint(1, 100), self._step, job, 1)
 

@@ -88,7 +88,7 @@ class World:
         self._advance(self._quiet)
         self._rest(SETTINGS.result_keep_ms + 2 * SETTINGS.lease_ms + 25_000)
         self._judge()
-        counts = {**self.faults.counts, **self.ledger.ends}
+        counts = {**self.faults.counts, **self.ledger.ends, "in a light slot": self.ledger.lights}
         return Report(self.seed, self.shell.handled, len(self.ledger.asks), self.now_ms - self.start_ms, counts)
 
     def _quiet(self) -> bool:

@@ -43,7 +43,7 @@ def test_one_worker_per_device(
     launcher = launch("cpu", "cpu", slots=3)
     hellos = [orchestrator.welcome(), orchestrator.welcome()]
     assert {hello["worker_id"] for hello in hellos} == {f"{HOST}-cpu-1", f"{HOST}-cpu-2"}
-    assert {hello["slots"] for hello in hellos} == {3}
+    assert {(hello["slots"], hello["light_slots"]) for hello in hellos} == {(3, 128)}
     everyone = processes(launcher)
     assert len(everyone) == 4
     begun = time.monotonic()

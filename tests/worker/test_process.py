@@ -188,6 +188,8 @@ def test_the_death_pipe_of_a_launcher(orchestrator: ScriptedOrchestrator, start:
         ([], "--connect"),
         (["--connect", "ipc://x", "--slots", "0"], "at least 1"),
         (["--connect", "ipc://x", "--slots", "4097"], "at most 4096"),
+        (["--connect", "ipc://x", "--light-slots", "-1"], "at least 0"),
+        (["--connect", "ipc://x", "--light-slots", "4097"], "at most 4096"),
         (["--connect", "ipc://x", "--name", "n" * 201], "200 characters"),
         (["--connect", "ipc://x", "--device", "tpu"], "not a device"),
         (["--connect", "ipc://x", "--device", "cuda:9"], "not there"),
