@@ -7,7 +7,7 @@ SEEDS  ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint coverage simulate bench bench-dispatch bench-core bench-store bench-engine evaluate-demo-model \
-        train-demo-model train-demo-addons docs clean
+        train-demo-model train-demo-addons evaluate-localisation train-localisation docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-30s %s\n", $$1, $$2}'
@@ -64,6 +64,12 @@ train-demo-model: $(READY)  ## train the demo model anew (about 1.5 hours on two
 
 train-demo-addons: $(READY)  ## train its ControlNet and LoRA anew (about an hour on two cores)
 	$(BIN)/python -m scripts.demo_model.train addons
+
+evaluate-localisation: $(READY)  ## the localisation model's errors in metres, and whether its ellipses hold
+	$(BIN)/python -m scripts.localisation.evaluate
+
+train-localisation: $(READY)  ## train the localisation model anew (about 20 minutes on one core)
+	$(BIN)/python -m scripts.localisation.train
 
 docs: $(READY)  ## generate the tables of the spec and the state diagram anew
 	$(BIN)/python -m scripts.spec_tables
