@@ -185,7 +185,7 @@ def read(path: Path, lora_id: str) -> LoraFile:
         config=config,
         ranks=tuple(sorted({shapes[name][0] for name in downs})),
         targets=_targets(shapes, downs),
-        base_model=_base_model(shapes, metadata),
+        base_model=base_model(shapes, metadata),
         trigger_words=_trigger_words(metadata),
         nbytes=path.stat().st_size,
         elements=sum(math.prod(shape) for shape in shapes.values()),
@@ -290,7 +290,7 @@ def _kind(name: str, shape: tuple[int, ...]) -> str:
     return "convolution" if len(shape) == 4 else "other"
 
 
-def _base_model(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
+def base_model(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
     """By what the shapes prove; else by what its trainer wrote."""
     for name, shape in shapes.items():
         if re.search(r"attn2[._](processor\.)?to_[kv].*(down|lora_A)\.weight$", name) and shape[1] in BASE_MODELS:

@@ -8,7 +8,10 @@ from instructors.task import Context, Task
 from protocol.errors import UnknownAction
 from protocol.schemas.base import Action, nearest, validate
 
-BUILT_IN = tuple(f"instructors.{name}" for name in ("system", "inference", "inpainting", "lora", "controlnet"))
+BUILT_IN = tuple(
+    f"instructors.{name}"
+    for name in ("system", "inference", "inpainting", "lora", "controlnet", "discover", "predict")
+)
 MakeTask = Callable[[Any, Context], Task]  # (data as the action's schema, context)
 
 

@@ -3,12 +3,24 @@
 from typing import Any
 
 from protocol.errors import UnknownAction
-from protocol.schemas import artifact, controlnet, inference, job, lora, model, predict, session, system, worker
+from protocol.schemas import (
+    artifact,
+    controlnet,
+    inference,
+    job,
+    lora,
+    model,
+    model_files,
+    predict,
+    session,
+    system,
+    worker,
+)
 from protocol.schemas.base import Action, ActionData, ResultData, nearest, validate
 
 ACTIONS: dict[str, Action] = {
     action.name: action
-    for domain in (system, session, job, artifact, worker, model, inference, predict, lora, controlnet)
+    for domain in (system, session, job, artifact, worker, model, model_files, inference, predict, lora, controlnet)
     for action in domain.ACTIONS
 }
 

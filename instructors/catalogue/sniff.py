@@ -1,0 +1,75 @@
+"""What a file is, by its bytes: safetensors, ONNX, a pickle, or none of them."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from instructors.catalogue import header
+from instructors.catalogue.header import Damaged, Header
+from protocol.limits import MIB
+
+SAFETENSORS, ONNX, PICKLE, UNKNOWN = "safetensors", "onnx", "pickle", "unknown"
+NOT_EVEN_A_HEADER = ("file_too_small", "header_length", "header_json")
+ZIP = b"PK\x03\x04"
+IR_VERSION_TAG, IR_VERSION_MAX = 0x08, 99
+NEXT_TAGS = b"\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca"  # of the fields that may follow in an ONNX file
+REMEDY_PICKLE = "Convert it to safetensors on a machine where running its code is no danger."
+
+
+@dataclass(frozen=True, slots=True)
+class Sniffed:
+    """`format` is one of the constants above; `damaged` says why a file that begins as safetensors is none."""
+
+    format: str
+    header: Header | None = None
+    damaged: Damaged | None = None
+
+
+def sniff(path: Path) -> Sniffed:
+    """An ONNX file is told by its first fields only. Raises OSError."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+        if _is_pickle(start, stream):
+            return Sniffed(PICKLE)
+        if _begins_as_onnx(start):
+            return Sniffed(ONNX)
+        if start[8:9] != b"{":
+            return Sniffed(UNKNOWN)
+        stream.seek(0)
+        try:
+            return Sniffed(SAFETENSORS, header.read_from(stream))
+        except Damaged as damaged:
+            if path.suffix.lower() == ".safetensors" or damaged.code not in NOT_EVEN_A_HEADER:
+                return Sniffed(SAFETENSORS, damaged=damaged)
+            return Sniffed(UNKNOWN)
+
+
+def _begins_as_onnx(start: bytes) -> bool:
+    """With the version of the format and one of the fields that come after it."""
+    return len(start) > 2 and start[0] == IR_VERSION_TAG and 0 < start[1] <= IR_VERSION_MAX and start[2] in NEXT_TAGS
+
+
+def _is_pickle(start: bytes, stream: BinaryIO) -> bool:
+    """A pickle's own mark; or a zip with a pickle in it, as torch writes them, or one that cannot be looked into."""
+    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
+        return True
+    if not start.startswith(ZIP):
+        return False
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            return any(name.endswith((".pkl", ".pickle")) for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return True
+
+
+def read_json(path: Path, bytes_max: int = MIB) -> dict[str, Any] | None:
+    """A JSON object from a small file; None where it is none, or not there."""
+    try:
+        if path.stat().st_size > bytes_max:
+            return None
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if type(found) is dict else None
