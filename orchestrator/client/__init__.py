@@ -12,6 +12,8 @@ from orchestrator.client.local import LocalServer, StartFailed
 from orchestrator.client.pictures import attach_pictures
 from orchestrator.client.results import Blob, Image, Result
 from orchestrator.client.sync import Client
+from orchestrator.client.tensors import Prediction, attach_inputs, attach_requests, prediction_of, predictions_of
+from protocol.tensors import Tensor
 
 __all__ = [
     "DEFAULT_ENDPOINT",
@@ -24,8 +26,14 @@ __all__ = [
     "Job",
     "JobEvent",
     "LocalServer",
+    "Prediction",
     "Result",
     "ServerUnreachable",
     "StartFailed",
+    "Tensor",
+    "attach_inputs",
     "attach_pictures",
+    "attach_requests",
+    "prediction_of",
+    "predictions_of",
 ]

@@ -1,7 +1,7 @@
 """The client for asyncio: the same connection and the same names as `sync`, awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -19,14 +19,16 @@ from orchestrator.client.core import (
     EventKind,
     Pending,
     RequestOptions,
-    split_picture,
+    split_fields,
     validation,
 )
 from orchestrator.client.events import EventStream, JobEvent
 from orchestrator.client.job import Job
 from orchestrator.client.pictures import Picture, attach_pictures
 from orchestrator.client.results import Blob, Image, Result
+from orchestrator.client.tensors import Prediction, attach_inputs, attach_requests, prediction_of, predictions_of
 from protocol.enums import Status
+from protocol.errors import AtelierError
 from protocol.schemas.artifact import ArtifactInfo
 from protocol.schemas.controlnet import ControlNetListResult
 from protocol.schemas.inference import ValidateResult
@@ -197,8 +199,39 @@ class AsyncClient:
         return await self._paint("inference.inpainting", data, timeout_s)
 
     async def _paint(self, action: str, fields: dict[str, Any], timeout_s: float | None) -> Result:
-        data, options = await asyncio.to_thread(split_picture, fields)  # it reads files and encodes
+        data, options = await asyncio.to_thread(split_fields, fields)  # it reads files and encodes
         return await self.run(action, data, timeout_s=timeout_s, **options)
+
+    async def predict(
+        self,
+        model_id: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        images: Sequence[Picture] = (),
+        parameters: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Prediction:
+        """Take arrays, or pictures, through a model, as `Client.predict`."""
+        given = {"model_id": model_id, "inputs": inputs, "images": images, "parameters": parameters}
+        fields |= {name: value for name, value in given.items() if value}  # the session's defaults hold for the rest
+        split = partial(split_fields, fields, attach_inputs)
+        data, options = await asyncio.to_thread(split) if images else split()  # a thread to read files and encode
+        return prediction_of(await self.run("inference.predict", data, timeout_s=timeout_s, **options))
+
+    async def predict_batch(
+        self,
+        model_id: str | None,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> list[Prediction | AtelierError]:
+        """Several predictions of one model in one request, as `Client.predict_batch`."""
+        named = {"model_id": model_id} if model_id else {}
+        given = {"requests": requests, **named, **fields}
+        data, options = await asyncio.to_thread(split_fields, given, attach_requests)
+        return predictions_of(await self.run("predict.batch", data, timeout_s=timeout_s, **options))
 
     async def validate(
         self,

@@ -1,6 +1,6 @@
 """What `Client` and `AsyncClient` share: making requests, and the futures and streams that hear of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, TypedDict
 
@@ -40,12 +40,15 @@ class RequestOptions(TypedDict, total=False):
     attachments: Sequence[Blob]
 
 
-def split_picture(fields: dict[str, Any]) -> tuple[dict[str, Any], RequestOptions]:
-    """Keyword arguments parted into `data`, with its pictures as attachments, and options."""
+Attach = Callable[[dict[str, Any], Sequence[Blob]], tuple[dict[str, Any], list[Blob]]]
+
+
+def split_fields(fields: dict[str, Any], attach: Attach = attach_pictures) -> tuple[dict[str, Any], RequestOptions]:
+    """Keyword arguments parted into `data`, with its pictures or tensors as attachments, and options."""
     names = RequestOptions.__annotations__
     options = RequestOptions(**{name: value for name, value in fields.items() if name in names})  # type: ignore[typeddict-item]
     data = {name: value for name, value in fields.items() if name not in names}
-    data, blobs = attach_pictures(data, options.get("attachments", ()))
+    data, blobs = attach(data, options.get("attachments", ()))
     return data, RequestOptions(**{**options, "attachments": blobs}) if blobs else options
 
 

@@ -1,6 +1,7 @@
 """What can go wrong on the client's side alone. Everything a server says is a class of `protocol.errors`."""
 
 WORKER_EXTRA = 'pip install ".[worker]" in Atelier\'s folder'
+NUMPY_EXTRA = "pip install numpy"
 IMAGES_EXTRA = 'pip install ".[images]" in Atelier\'s folder'
 
 

@@ -30,7 +30,7 @@ def attach_pictures(data: dict[str, Any], attachments: Sequence[Blob] = ()) -> t
 
     def attached(fields: dict[str, Any]) -> dict[str, Any]:
         given = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
-        return fields | {name: _reference(picture, blobs) for name, picture in given.items()}
+        return fields | {name: reference(picture, blobs) for name, picture in given.items()}
 
     result = attached(data)
     if isinstance(uses := data.get("controlnets"), list | tuple):
@@ -38,7 +38,8 @@ def attach_pictures(data: dict[str, Any], attachments: Sequence[Blob] = ()) -> t
     return result, blobs
 
 
-def _reference(picture: Any, blobs: list[Blob]) -> dict[str, Any]:
+def reference(picture: Any, blobs: list[Blob]) -> dict[str, Any]:
+    """What names a picture on the wire; its file is added to `blobs`."""
     if isinstance(picture, dict):
         return picture
     blobs.append(_blob(picture))

@@ -1,6 +1,6 @@
 """The blocking client."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -14,14 +14,16 @@ from orchestrator.client.core import (
     Data,
     EventKind,
     RequestOptions,
-    split_picture,
+    split_fields,
     validation,
 )
 from orchestrator.client.events import JobEvent
 from orchestrator.client.job import Job
 from orchestrator.client.pictures import Picture, attach_pictures
 from orchestrator.client.results import Blob, Image, Result
+from orchestrator.client.tensors import Prediction, attach_inputs, attach_requests, prediction_of, predictions_of
 from protocol.enums import Status
+from protocol.errors import AtelierError
 from protocol.schemas.artifact import ArtifactInfo
 from protocol.schemas.controlnet import ControlNetListResult
 from protocol.schemas.inference import ValidateResult
@@ -139,8 +141,49 @@ class Client:
         return self._paint("inference.inpainting", data, timeout_s)
 
     def _paint(self, action: str, fields: dict[str, Any], timeout_s: float | None) -> Result:
-        data, options = split_picture(fields)
+        data, options = split_fields(fields)
         return self.run(action, data, timeout_s=timeout_s, **options)
+
+    def predict(
+        self,
+        model_id: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        images: Sequence[Picture] = (),
+        parameters: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Prediction:
+        """Take arrays, or pictures, through a model: `prediction.outputs["y"]`, `prediction.predictions[0]`.
+
+            client.predict("mlp", {"x": numpy.zeros((1, 128), "float32")}).outputs["y"]
+            client.predict("classifier", images=["cat.png"], parameters={"k": 3}).predictions[0]["classes"]
+
+        `inputs` and `images` are as `attach_inputs` takes them, `fields` those of `PredictData` (`outputs`, `cache`,
+        `routing_key`, `fallbacks`) and of `RequestOptions`. To wait later, `submit` what `attach_inputs` makes, and
+        read the result by `prediction_of`.
+        """
+        given = {"model_id": model_id, "inputs": inputs, "images": images, "parameters": parameters}
+        fields |= {name: value for name, value in given.items() if value}  # the session's defaults hold for the rest
+        data, options = split_fields(fields, attach_inputs)
+        return prediction_of(self.run("inference.predict", data, timeout_s=timeout_s, **options))
+
+    def predict_batch(
+        self,
+        model_id: str | None,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> list[Prediction | AtelierError]:
+        """Several predictions of one model in one request, each `{"inputs": …, "images": …, "parameters": …}`.
+
+        The answers come in the same order; one that failed is the error, as an object, and harms no other. `fields` are
+        those of `BatchData` and of `RequestOptions`.
+        """
+        named = {"model_id": model_id} if model_id else {}
+        data, options = split_fields({"requests": requests, **named, **fields}, attach_requests)
+        return predictions_of(self.run("predict.batch", data, timeout_s=timeout_s, **options))
 
     def validate(
         self,
