@@ -40,8 +40,8 @@ class Onnx(Table):
 
     file: Annotated[str, Field(pattern=FILE_NAME)] = "model.onnx"
     providers: list[Literal["tensorrt", "cuda", "cpu"]] | None = None  # in order of preference; null: by the device
-    intra_op_threads: Annotated[int, Field(ge=0, le=256)] = 1  # of one run; 0: one a core
-    inter_op_threads: Annotated[int, Field(ge=0, le=256)] = 1
+    intra_op_threads: Annotated[int, Field(ge=1, le=256)] | None = None  # of one run; null: the cores, by instances
+    inter_op_threads: Annotated[int, Field(ge=1, le=256)] = 1
     arena: bool = True  # keep freed memory for the next run
     graph_optimization: Literal["none", "basic", "extended", "all"] = "all"
     memory_mb_max: Annotated[int, Field(ge=1)] | None = None  # of the arena on a GPU
@@ -77,6 +77,7 @@ class Manifest(Table):
     cache: Cache = Cache()
     preprocess: list[dict[str, Any]] = []  # steps before the model, see instructors/processing
     postprocess: list[dict[str, Any]] = []  # and after it
+    then: Annotated[str, Field(max_length=265)] | None = None  # the model that takes what this one leaves
 
 
 EMPTY = Manifest()

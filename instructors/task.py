@@ -8,11 +8,15 @@ for its next quantum; the worker picks a lane and some of its units, and steps t
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from instructors.models import ModelFolder
 from protocol.codec import Buffer
 from protocol.enums import EventName
+
+if TYPE_CHECKING:
+    from instructors.results_cache import ResultsCache
 
 
 @dataclass(slots=True)
@@ -79,6 +83,14 @@ class Place(Protocol):
     @property
     def padding(self) -> Padding: ...
 
+    @property
+    def results(self) -> "ResultsCache":
+        """Of predictions, by what they depend on."""
+
+    @property
+    def cache_dir(self) -> Path | None:
+        """For files that can be made again; None: they are not kept."""
+
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         """What stands under `key` in the device's memory, loaded now if it is not there; kept until the task ends.
 
@@ -90,6 +102,9 @@ class Place(Protocol):
 
     def forget(self, key: str) -> bool:
         """Unload a resident; False where none has this key, or a task uses it."""
+
+    def adopt(self, key: str, value: Resident) -> None:
+        """Keep under `key` what was loaded elsewhere. Raises OutOfMemory and NoRoomNow."""
 
     def retire(self, key: str) -> None:
         """Unload a resident as soon as no task uses it."""
@@ -136,11 +151,22 @@ class Lane(Protocol):
 class Unit(Protocol):
     """A part of a shared task that is stepped for itself: one picture."""
 
-    lane: Lane | None  # where it waits for its next quantum; None: it is stepped alone
     away: bool = False  # its quantum goes on elsewhere, in another process or thread; who brings it back says so here
-    rows: int  # of its lane's batch (guidance takes two)
-    done: bool
-    error: BaseException | None  # what ended it
+
+    @property
+    def lane(self) -> Lane | None:
+        """Where it waits for its next quantum; None: it is stepped alone."""
+
+    @property
+    def rows(self) -> int:
+        """Of its lane's batch (guidance takes two)."""
+
+    @property
+    def done(self) -> bool: ...
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended it."""
 
     def step(self) -> None:
         """Its next quantum alone, where `lane` is None."""

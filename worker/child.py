@@ -14,14 +14,18 @@ import structlog
 
 from instructors import inference, registry
 from instructors.models import ModelFolder
+from instructors.redis_cache import RedisUnusable
+from instructors.results_cache import ResultsCache
 from instructors.task import Padding, Place
 from protocol.errors import ModelInvalid
 from protocol.frames import keep_memory
+from protocol.limits import MIB
 from protocol.messages import Capabilities, Hello
 from worker import hardware, logs
 from worker.delivery import Delivery, Outbox
 from worker.engine.engine import CRASHED, Engine
-from worker.engine.workplace import Workplace
+from worker.engine.mailbox import Mailbox
+from worker.engine.workplace import Letter, Workplace
 from worker.link import BadEndpoint, Link
 from worker.options import Options, parse
 from worker.pulse import Pulse
@@ -82,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _workplace(options: Options, device: hardware.Device, delivery: Delivery) -> Workplace:
+    mailbox = Mailbox[Letter]()
     return Workplace(
         registry=registry.load(options.instructors),
         device=device,
@@ -91,6 +96,9 @@ def _workplace(options: Options, device: hardware.Device, delivery: Delivery) ->
         pulse=Pulse(options.pulse_fd),
         padding=Padding(options.rows_max, options.fixed_rows if options.padding == "reproducible" else None),
         quantum_s=options.quantum_ms / 1000,
+        results=ResultsCache(options.cache_mb * MIB, options.cache_url, mailbox.put),
+        cache_dir=options.cache_dir,
+        mailbox=mailbox,
     )
 
 
@@ -123,7 +131,7 @@ if __name__ == "__main__":
     code = CRASHED
     try:
         code = main()
-    except (hardware.NoSuchDevice, BadEndpoint, registry.NoSuchModule, ModelInvalid) as error:
+    except (hardware.NoSuchDevice, BadEndpoint, registry.NoSuchModule, ModelInvalid, RedisUnusable) as error:
         print(error, file=sys.stderr)
         code = WRONG_USAGE
     except SystemExit as exit_:

@@ -1,6 +1,7 @@
 """The worker's command line, shared by the parent and its child. Imports nothing heavy."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,10 @@ EXAMPLE = "example: python -m worker --connect tcp://127.0.0.1:5556 --device aut
 PADDING = (
     "fast: a picture alone equals stock diffusers bit for bit, in company it may differ by 1/255; "
     "reproducible: the same picture in any company, at some cost (default: fast)"
+)
+CACHE_URL = (
+    "Redis for results that workers share, e.g. redis://127.0.0.1:6379/0 (default: ATELIER_CACHE_URL, where a password "
+    "is better kept)"
 )
 EXITS = "exit codes: 0 stopped or drained, 2 wrong usage, 3 refused by the orchestrator, 1 anything else"
 
@@ -27,6 +32,9 @@ class Options:
     light_slots: int
     models: Path | None
     memory_budget: int | None
+    cache_dir: Path | None
+    cache_mb: int
+    cache_url: str | None
     padding: str
     rows_max: int
     fixed_rows: int
@@ -57,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     add("--light-slots", type=_light_slots, default=128, help="predictions held beside them (default: 128)")
     add("--models", type=Path, metavar="DIR", help="folder of models in diffusers layout")
     add("--memory-budget", type=_at_least_one, metavar="BYTES", help="for models kept loaded (default: by device)")
+    add("--cache-dir", type=Path, metavar="DIR", default=_cache_dir(), help="for optimised graphs")
+    add("--cache-mb", type=_not_negative, default=256, metavar="MB", help="for results of predictions (default: 256)")
+    add("--cache-url", metavar="URL", default=os.environ.get("ATELIER_CACHE_URL"), help=CACHE_URL)
     add("--padding", default="fast", choices=["fast", "reproducible"], help=PADDING)
     add("--rows-max", type=_rows, default=32, help="of a shared step; guidance takes two a picture (default: 32)")
     add("--fixed-rows", type=_rows, default=4, help="of every forward where padding is reproducible (default: 4)")
@@ -88,10 +99,18 @@ def _slots(text: str) -> int:
 
 
 def _light_slots(text: str) -> int:
+    return _at_most(SLOTS_MAX, _not_negative(text))
+
+
+def _not_negative(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError("must be at least 0")
-    return _at_most(SLOTS_MAX, number)
+    return number
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atelier"
 
 
 def _rows(text: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from instructors.models import ModelFolder
 from instructors.registry import Registry
+from instructors.results_cache import ResultsCache
 from instructors.task import Context, Lane, Padding, Result, SharedTask, Task
 from protocol.codec import unpack_header
 from protocol.messages import Assign, Capabilities, Hello, Message, Welcome
@@ -173,6 +174,7 @@ class Fakes:
             pulse=Pulse.create(),
             padding=Padding(),
             quantum_s=quantum_s,
+            results=ResultsCache(0, None, lambda _: None),
         )
         self.engine = Engine(self.place, lambda _: None)
         hello = Hello(

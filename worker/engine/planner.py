@@ -16,6 +16,7 @@ from protocol.limits import PRIORITY_MAX
 
 AGING_S = 30.0  # a unit that waited so long counts as one level more urgent, but never as the most urgent
 SMOOTHING = 0.3  # weight of the latest measurement
+SHORTEST_S = 1e-9  # a quantum that goes on elsewhere takes the device thread next to nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +77,7 @@ class Planner:
         """How many rows the lane's next quantum may have. A lane that nobody knows yet is tried with one unit, or as
         many as cost the same."""
         row_s = self._row_s.get(lane)
-        fits = 1 if row_s is None else int(self._quantum_s / row_s)
+        fits = 1 if row_s is None else int(self._quantum_s / max(row_s, SHORTEST_S))
         return max(1, min(lane.rows_max, max(lane.rows_min, fits)))
 
     def ran(self, lane: AnyLane, rows: int, elapsed_s: float) -> None:

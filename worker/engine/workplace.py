@@ -3,13 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from instructors.models import ModelFolder
 from instructors.registry import Registry
-from instructors.task import Blob, Padding, R, Source
+from instructors.results_cache import ResultsCache
+from instructors.task import Blob, Padding, R, Resident, Source
 from protocol.enums import EventName
 from protocol.errors import Cancelled
 from protocol.messages import WorkerEvent
@@ -37,6 +39,8 @@ class Workplace:
     pulse: Pulse
     padding: Padding
     quantum_s: float
+    results: ResultsCache
+    cache_dir: Path | None = None
     mailbox: Mailbox[Letter] = field(default_factory=Mailbox)
 
 
@@ -64,6 +68,14 @@ class WorkerPlace:
     def padding(self) -> Padding:
         return self._place.padding
 
+    @property
+    def results(self) -> ResultsCache:
+        return self._place.results
+
+    @property
+    def cache_dir(self) -> Path | None:
+        return self._place.cache_dir
+
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         residency = self._place.residency
         begun = time.monotonic()
@@ -83,6 +95,10 @@ class WorkerPlace:
 
     def forget(self, key: str) -> bool:
         return self._place.residency.forget(key)
+
+    def adopt(self, key: str, value: Resident) -> None:
+        self._place.residency.load(key, value.nbytes, lambda: value)
+        self._place.residency.unpin(key)
 
     def retire(self, key: str) -> None:
         self._place.residency.retire(key)

@@ -1,0 +1,72 @@
+"""`inference.predict` and `predict.batch`."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from instructors import images
+from instructors.registry import Registry
+from instructors.task import Blob, Context, Result, SharedTask
+from protocol.errors import AtelierError
+from protocol.schemas import ACTIONS
+from protocol.schemas.predict import BatchData, PredictData, PredictValues, read_items
+
+if TYPE_CHECKING:
+    from instructors.pipelines.onnx.loading import Loader
+
+
+class Predict(SharedTask):
+    """`inference.predict`: one prediction."""
+
+    def __init__(self, loader: "Loader", data: PredictData, context: Context) -> None:
+        from instructors.prediction import Prediction
+
+        self._prediction = Prediction(loader, context, data, data)
+        if self._prediction.failure is not None:
+            raise self._prediction.failure
+        self.units = [self._prediction.unit]
+
+    def result(self) -> Result:
+        if self._prediction.failure is not None:
+            raise self._prediction.failure
+        blobs: list[Blob] = []
+        return Result(self._prediction.answer(blobs), blobs)
+
+
+class Batch(SharedTask):
+    """`predict.batch`: several predictions of one model, each of which fails for itself."""
+
+    def __init__(self, loader: "Loader", data: BatchData, context: Context) -> None:
+        from instructors.prediction import Prediction
+
+        entries: Sequence[PredictValues | AtelierError] = data.requests
+        if data.items is not None:
+            entries = read_items(images.file_of(data.items, context.blobs, "items"))
+        self._predictions = [Prediction(loader, context, data, entry) for entry in entries]
+        self.units = [prediction.unit for prediction in self._predictions]
+
+    def result(self) -> Result:
+        answers = [prediction.answer_or_error() for prediction in self._predictions]
+        failed = sum("error" in answer for answer in answers)
+        blob = Blob("application/msgpack", lambda: msgpack.packb(answers))
+        return Result({"results": 0, "count": len(answers), "failed": failed}, [blob])
+
+
+def register(registry: Registry) -> None:
+    """Adds nothing where the libraries that compute are not installed."""
+    if not (find_spec("onnxruntime") and find_spec("numpy")):
+        return
+    from instructors.pipelines.onnx.loading import Loader
+
+    loader = Loader()
+
+    def predict(data: PredictData, context: Context) -> Predict:
+        return Predict(loader, data, context)
+
+    def batch(data: BatchData, context: Context) -> Batch:
+        return Batch(loader, data, context)
+
+    registry.add(ACTIONS["inference.predict"], predict, shares=True)
+    registry.add(ACTIONS["predict.batch"], batch, shares=True)
