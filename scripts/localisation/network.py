@@ -15,8 +15,6 @@ OPSET = 18
 IR_VERSION = 10  # of the file format; the newest that onnxruntime 1.22 reads
 WIDTH = 192
 POSITION_SCALE_M = 600.0
-# The logarithm of a standard deviation in metres is MIDDLE plus or minus at most REACH: 0.6 m to 1,800 m.
-LOG_SIGMA_MIDDLE, LOG_SIGMA_REACH = 3.5, 4.0
 CORRELATION_MAX = 0.99
 
 
@@ -26,6 +24,22 @@ class Scaling:
 
     mean: torch.Tensor
     deviation: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LogSigma:
+    """The logarithm of a standard deviation in metres is `middle` plus or minus at most `reach`: 0.6 m to 1,800 m."""
+
+    middle: float = 3.5
+    reach: float = 4.0
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """From a number without bounds."""
+        return self.middle + self.reach * torch.tanh(x)
+
+    def changed(self, factor: float, power: float) -> "LogSigma":
+        """Such that every standard deviation becomes `factor` times its `power`."""
+        return LogSigma(math.log(factor) + power * self.middle, power * self.reach)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,7 @@ class Network(nn.Module):
     def __init__(self, scaling: Scaling) -> None:
         super().__init__()
         self.scaling = scaling
+        self.log_sigma = LogSigma()
         widths = [len(scaling.mean), WIDTH, WIDTH, WIDTH, 5]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
@@ -62,16 +77,16 @@ class Network(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         x = self.layers[-1](x)
-        log_sigma = LOG_SIGMA_MIDDLE + LOG_SIGMA_REACH * torch.tanh(x[:, 2:4])
-        return Prediction(x[:, :2] * POSITION_SCALE_M, log_sigma.exp(), CORRELATION_MAX * torch.tanh(x[:, 4]))
+        sigma, correlation = self.log_sigma.of(x[:, 2:4]).exp(), CORRELATION_MAX * torch.tanh(x[:, 4])
+        return Prediction(x[:, :2] * POSITION_SCALE_M, sigma, correlation)
 
 
-def export(network: Network, sigma_factor: float, path: Path, notes: dict[str, str]) -> None:
-    """Write the network as ONNX: `features` to `position_m`, `sigma_m` times the factor, and `covariance_m2`."""
+def export(network: Network, path: Path, notes: dict[str, str]) -> None:
+    """Write the network as ONNX: `features` to `position_m`, `sigma_m` and `covariance_m2`."""
     weights = _weights(network)
     weights["scale"] = np.full(2, POSITION_SCALE_M, np.float32)
-    weights["reach"] = np.full(2, LOG_SIGMA_REACH, np.float32)
-    weights["middle"] = np.full(2, LOG_SIGMA_MIDDLE + math.log(sigma_factor), np.float32)
+    weights["reach"] = np.full(2, network.log_sigma.reach, np.float32)
+    weights["middle"] = np.full(2, network.log_sigma.middle, np.float32)
     weights["correlation_max"] = np.full(1, CORRELATION_MAX, np.float32)
     weights["sizes"] = np.array([2, 2, 1], np.int64)
     weights["axis"] = np.array([1], np.int64)

@@ -21,6 +21,7 @@ AVERAGE_DECAY = 0.998
 LAGS = 64  # the receivers furthest apart are 56 samples of light apart
 SCALING_COUNT = 4_096
 CALIBRATION_COUNT = 20_000
+CALIBRATION_BINS = 10
 CALIBRATED_SHARE = 0.68
 # Streams of random numbers beside the training's own, which are (seed, step).
 SCALING_STREAM, CALIBRATION_STREAM = 1_000_001, 1_000_002
@@ -37,10 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     network = train(arguments.work / "network.safetensors", seed=arguments.seed, steps=arguments.steps)
-    factor = calibrate(network, arguments.seed)
-    print(f"standard deviations times {factor:.3f}")
-    notes = {"trained": f"seed {arguments.seed}, {arguments.steps} steps", "sigma_factor": f"{factor:.4f}"}
-    export(network, factor, arguments.output / "model.onnx", notes)
+    calibrate(network, arguments.seed)
+    notes = {"trained": f"seed {arguments.seed}, {arguments.steps} steps"}
+    export(network, arguments.output / "model.onnx", notes)
 
 
 def train(path: Path, *, seed: int, steps: int) -> Network:
@@ -59,13 +59,29 @@ def train(path: Path, *, seed: int, steps: int) -> Network:
     return network
 
 
-def calibrate(network: Network, seed: int) -> float:
-    """The factor of all standard deviations with which the 68 % ellipses hold 68 % of fresh truths."""
+@torch.no_grad()
+def calibrate(network: Network, seed: int) -> None:
+    """Make the 68 % ellipses hold 68 % of fresh truths, be they small or large.
+
+    Errors have longer tails than a normal distribution, and the longer the less sure the network is. So a standard
+    deviation becomes a factor times a power of itself: the power makes the shares of small and large ellipses equal,
+    the factor makes them right.
+    """
     features, truth = _tensors(simulate(np.random.default_rng([seed, CALIBRATION_STREAM]), CALIBRATION_COUNT))
-    with torch.no_grad():
-        distance2 = network(features).distance2(truth)
-    held = torch.quantile(distance2, CALIBRATED_SHARE).item()
-    return math.sqrt(held / (-2 * math.log1p(-CALIBRATED_SHARE)))
+    prediction = network(features)
+    distance2, log_size = prediction.distance2(truth), prediction.sigma_m.log().mean(1)
+    bins = torch.tensor_split(log_size.argsort(), CALIBRATION_BINS)
+    log_factors = [math.log(_factor(distance2[part])) for part in bins]
+    power = 1 + float(np.polyfit([log_size[part].mean().item() for part in bins], log_factors, 1)[0])
+    network.log_sigma = network.log_sigma.changed(1, power)
+    factor = _factor(network(features).distance2(truth))
+    network.log_sigma = network.log_sigma.changed(factor, 1)
+    print(f"each standard deviation becomes {factor:.3f} times its power of {power:.3f}")
+
+
+def _factor(distance2: torch.Tensor) -> float:
+    """Of standard deviations, with which their ellipses hold CALIBRATED_SHARE of the truths at these distances."""
+    return math.sqrt(torch.quantile(distance2, CALIBRATED_SHARE).item() / (-2 * math.log1p(-CALIBRATED_SHARE)))
 
 
 def _scaling(seed: int) -> Scaling:

@@ -45,6 +45,10 @@ def test_the_rotation_is_the_bearing_of_the_longer_axis(sigma: Any, covariance: 
     assert one(sigma, covariance)["rotation_deg"] == pytest.approx(rotation, abs=0.01)
 
 
+def test_the_rotation_is_below_180() -> None:
+    assert one((100, 300), -1e-13)["rotation_deg"] == 0  # a hair to the west of north
+
+
 @pytest.mark.parametrize(("confidence", "radius"), [(0.3935, 1.0), (0.68, 1.5096), (0.95, 2.4477), (0.99, 3.0349)])
 def test_the_axes_grow_with_the_confidence(confidence: float, radius: float) -> None:
     told = one((300, 100), 0, confidence=confidence)
@@ -97,7 +101,6 @@ CORRELATION = st.floats(-0.95, 0.95)
 @example((90.0, 0.0), (0.0, 0.0), (500.0, 300.0), 0.0, 0.68)
 @example((-89.999, 170.0), (50.0, -400.0), (700.0, 300.0), -0.5, 0.68)
 @example((65.0, 179.99), (300.0, 0.0), (900.0, 500.0), 0.3, 0.95)
-@example((89.97, 0.0), (0.0, 0.0), (750.0, 2.0), 0.0, 0.75)
 def test_the_polygon_holds_that_share_of_the_truths(
     origin: tuple[float, float], at: tuple[float, float], sigma: tuple[float, float], correlation: float, share: float
 ) -> None:
@@ -189,6 +192,19 @@ def test_a_pole_inside_belongs_to_the_polygon(lat: float) -> None:
     assert (lon.min(), lon.max()) == (-180, 180)
     assert np.abs(lats).max() == 90
     assert holds(polygon, np.full(9, np.copysign(89.9999999, lat)), np.linspace(-179, 179, 9)).all()
+
+
+def test_a_ring_round_a_pole_meets_the_edge_of_the_map_where_its_own_edge_does() -> None:
+    ring = geodesy.area(0.0, np.array([0.0, 90.0, -140.0]), np.array([80.0, 70.0, 60.0]))["coordinates"][0]
+    crossing = pytest.approx(70 - 10 * 90 / 130)
+    assert ring == [[-180, 90], [-180, crossing], [-140, 60], [0, 80], [90, 70], [180, crossing], [180, 90], [-180, 90]]
+
+
+def test_a_needle_near_a_pole_gets_more_vertices() -> None:
+    """Parallels are small circles there: between 64 vertices, edges that follow them would leave the needle."""
+    told = one((750, 1), 0, origin={"lat": 89.97, "lon": 0}, confidence=0.75)
+    truths = np.random.default_rng(6).normal(0, (750, 1), (40_000, 2))
+    assert holds(told["polygon"], *from_plane((89.97, 0.0), truths)).mean() == pytest.approx(0.75, abs=0.012)
 
 
 def test_positions_in_degrees() -> None:
