@@ -32,7 +32,7 @@ from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from instructors import processing
 from instructors.processing import Params, Values, geodesy
@@ -131,25 +131,17 @@ def _correlations(scaled: Array, params: IqParams) -> tuple[Array, Array, Array]
     return size.reshape(len(size), -1), phase.real, phase.imag
 
 
-class Origin(BaseModel):
-    """The point that positions in metres are measured from, WGS84 degrees."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    lat: Annotated[float, Field(ge=-90, le=90)]
-    lon: Annotated[float, Field(ge=-180, le=180)]
-
-
 class EllipseParams(Params):
-    """`position`: which of the model's outputs says where. `origin` is for metres only, and a request may set it."""
+    """`position`: which of the model's outputs says where. The origin, WGS84 degrees, is for metres only."""
 
     position: Literal["position_m", "position_deg"] = "position_m"
     confidence: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.68
-    origin: Origin | None = None
+    origin_lat: Annotated[float, Field(strict=True, ge=-90, le=90)] | None = None
+    origin_lon: Annotated[float, Field(strict=True, ge=-180, le=180)] | None = None
 
     @model_validator(mode="after")
     def _origin_has_a_use(self) -> "EllipseParams":
-        if self.origin and self.position == "position_deg":
+        if self.position == "position_deg" and (self.origin_lat, self.origin_lon) != (None, None):
             raise ValueError("the model gives positions in degrees, so that there is no origin")
         return self
 
@@ -219,13 +211,14 @@ def _position(place: Array, params: EllipseParams) -> tuple[Array, Array, Array]
         _refuse(np.abs(place[:, 0]) > 90, "its latitude is beyond 90 degrees")
         _refuse(np.abs(place[:, 1]) > 360, "its longitude is beyond 360 degrees")
         return place[:, 0], geodesy.wrap(place[:, 1]), np.zeros(len(place))
-    if params.origin is None:
-        raise InvalidRequest("Say where the receivers are: parameters.origin, {lat, lon} of their reference point.")
+    if params.origin_lat is None or params.origin_lon is None:
+        problem = "Say where the receivers' reference point is, in degrees: parameters.origin_lat and .origin_lon."
+        raise InvalidRequest(problem)
     distance = np.hypot(*place.T)
     _refuse(distance > EXTENT_M_MAX, f"it is more than {EXTENT_M_MAX:.0f} m from the origin")
     azimuth = np.arctan2(*place.T)
-    lat, lon_step, arrival = geodesy.destination(params.origin.lat, azimuth, distance)
-    return lat, geodesy.wrap(params.origin.lon + lon_step), arrival - azimuth
+    lat, lon_step, arrival = geodesy.destination(params.origin_lat, azimuth, distance)
+    return lat, geodesy.wrap(params.origin_lon + lon_step), arrival - azimuth
 
 
 def _ellipse(sigma: Array, covariance: Array, confidence: float) -> tuple[Array, Array]:
@@ -262,4 +255,6 @@ def _vertices(lat: Array, semi_axes: Array) -> int:
 
 
 processing.add("iq_features", IqParams, iq_features)
-processing.add("uncertainty_ellipse", EllipseParams, uncertainty_ellipse, per_request=("confidence", "origin"))
+processing.add(
+    "uncertainty_ellipse", EllipseParams, uncertainty_ellipse, per_request=("confidence", "origin_lat", "origin_lon")
+)

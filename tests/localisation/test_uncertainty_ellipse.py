@@ -16,7 +16,7 @@ from tests.localisation.geography import from_plane, holds, rings, to_plane
 
 FOLDER = Path("model")
 MISSING_AREA = 1 - np.sin(2 * np.pi / VERTICES) / (2 * np.pi / VERTICES)  # of a polygon within its ellipse
-HOME = {"lat": 47.0, "lon": 8.0}
+HOME = {"origin_lat": 47.0, "origin_lon": 8.0}
 
 
 def ellipses(outputs: dict[str, Any], parameters: dict[str, Any] | None = None, **manifest: Any) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def ellipses(outputs: dict[str, Any], parameters: dict[str, Any] | None = None, 
 
 def one(sigma: Any, covariance: float, at: tuple[float, float] = (0.0, 0.0), **parameters: Any) -> dict[str, Any]:
     outputs = {"position_m": [at], "sigma_m": [sigma], "covariance_m2": [covariance]}
-    values = ellipses(outputs, {"origin": HOME, **parameters})
+    values = ellipses(outputs, {**HOME, **parameters})
     return values["uncertainty"][0]
 
 
@@ -64,9 +64,9 @@ def test_every_item_has_its_own() -> None:
         "sigma_m": [[10, 20], [30, 5], [7, 7]],
         "covariance_m2": [[0], [10], [1]],
     }
-    values = ellipses(outputs, {"origin": HOME}, confidence=0.95)
+    values = ellipses(outputs, HOME, confidence=0.95)
     assert values["confidence"] == [0.95] * 3
-    assert values["position"][0] == pytest.approx(HOME)
+    assert values["position"][0] == pytest.approx({"lat": 47, "lon": 8})
     for (sigma, covariance), told in zip(
         zip(outputs["sigma_m"], outputs["covariance_m2"], strict=True), values["uncertainty"], strict=True
     ):
@@ -78,7 +78,7 @@ def test_every_item_has_its_own() -> None:
 
 def test_no_items_are_no_predictions() -> None:
     outputs = {"position_m": np.zeros((0, 2)), "sigma_m": np.zeros((0, 2)), "covariance_m2": np.zeros(0)}
-    values = ellipses(outputs, {"origin": HOME})
+    values = ellipses(outputs, HOME)
     assert (values["position"], values["uncertainty"], values["confidence"]) == ([], [], [])
 
 
@@ -105,7 +105,7 @@ def test_the_polygon_holds_that_share_of_the_truths(
     origin: tuple[float, float], at: tuple[float, float], sigma: tuple[float, float], correlation: float, share: float
 ) -> None:
     covariance = correlation * sigma[0] * sigma[1]
-    parameters = {"origin": {"lat": origin[0], "lon": origin[1]}, "confidence": share}
+    parameters = {"origin_lat": origin[0], "origin_lon": origin[1], "confidence": share}
     told = one(sigma, covariance, at, **parameters)
     check_geometry(told["polygon"])
 
@@ -124,7 +124,7 @@ def test_the_vertices_lie_on_the_ellipse(
     origin: tuple[float, float], at: tuple[float, float], sigma: tuple[float, float], correlation: float
 ) -> None:
     covariance = correlation * sigma[0] * sigma[1]
-    told = one(sigma, covariance, at, origin={"lat": origin[0], "lon": origin[1]})
+    told = one(sigma, covariance, at, origin_lat=origin[0], origin_lon=origin[1])
     ring = np.array([point for ring in rings(told["polygon"]) for point in ring[:-1]])
     ring = ring[(np.abs(ring[:, 0]) != 180) & (np.abs(ring[:, 1]) != 90)]  # where the antimeridian cuts it
     away = to_plane(origin, ring[:, 1], ring[:, 0]) - at
@@ -139,7 +139,7 @@ def test_the_vertices_lie_on_the_ellipse(
 @given(PLACES, OFFSET)
 def test_a_position_is_so_many_metres_from_the_origin(origin: tuple[float, float], at: tuple[float, float]) -> None:
     outputs = {"position_m": [at], "sigma_m": [[10, 10]], "covariance_m2": [0]}
-    place = ellipses(outputs, {"origin": {"lat": origin[0], "lon": origin[1]}})["position"][0]
+    place = ellipses(outputs, {"origin_lat": origin[0], "origin_lon": origin[1]})["position"][0]
     assert -180 <= place["lon"] <= 180
     found = to_plane(origin, np.array(place["lat"]), np.array(place["lon"]))
     assert found == pytest.approx(np.array(at), abs=0.001)
@@ -168,7 +168,7 @@ def test_the_area_of_the_polygon_is_that_of_the_ellipse() -> None:
 
 def test_at_high_latitude_north_is_that_of_the_position() -> None:
     """Ten kilometres from the pole, meridians 1.5 km apart differ by eight degrees; the ellipse does not turn."""
-    parameters = {"origin": {"lat": 89.9, "lon": 10.0}}
+    parameters = {"origin_lat": 89.9, "origin_lon": 10.0}
     assert one((100, 300), 0, **parameters)["rotation_deg"] == pytest.approx(0)
     assert one((100, 300), 0, (1500, 0), **parameters)["rotation_deg"] == pytest.approx(7.65, abs=0.02)
     assert one((100, 300), 0, (-1500, 0), **parameters)["rotation_deg"] == pytest.approx(180 - 7.65, abs=0.02)
@@ -176,7 +176,7 @@ def test_at_high_latitude_north_is_that_of_the_position() -> None:
 
 def test_the_antimeridian_cuts_the_polygon_in_two() -> None:
     for lon in (179.999, -179.999):
-        told = one((500, 500), 0, origin={"lat": 60, "lon": lon})
+        told = one((500, 500), 0, origin_lat=60, origin_lon=lon)
         west, east = sorted(rings(told["polygon"]), key=lambda ring: ring[0][0])
         assert max(point[0] for point in west) < -179.9
         assert min(point[0] for point in east) > 179.9
@@ -186,7 +186,7 @@ def test_the_antimeridian_cuts_the_polygon_in_two() -> None:
 
 @pytest.mark.parametrize("lat", [89.9999, -89.9999])
 def test_a_pole_inside_belongs_to_the_polygon(lat: float) -> None:
-    polygon = one((500, 500), 0, origin={"lat": lat, "lon": 20})["polygon"]
+    polygon = one((500, 500), 0, origin_lat=lat, origin_lon=20)["polygon"]
     assert polygon["type"] == "Polygon"
     lon, lats = np.array(polygon["coordinates"][0]).T
     assert (lon.min(), lon.max()) == (-180, 180)
@@ -202,7 +202,7 @@ def test_a_ring_round_a_pole_meets_the_edge_of_the_map_where_its_own_edge_does()
 
 def test_a_needle_near_a_pole_gets_more_vertices() -> None:
     """Parallels are small circles there: between 64 vertices, edges that follow them would leave the needle."""
-    told = one((750, 1), 0, origin={"lat": 89.97, "lon": 0}, confidence=0.75)
+    told = one((750, 1), 0, origin_lat=89.97, origin_lon=0, confidence=0.75)
     truths = np.random.default_rng(6).normal(0, (750, 1), (40_000, 2))
     assert holds(told["polygon"], *from_plane((89.97, 0.0), truths)).mean() == pytest.approx(0.75, abs=0.012)
 
@@ -249,7 +249,7 @@ def degrees(whole: int, minutes: int, seconds: float) -> float:
 def test_an_answer_that_is_no_position_is_refused(changed: dict[str, Any], problem: str) -> None:
     outputs = {"position_m": [[0, 0]] * 2, "sigma_m": [[100, 60]] * 2, "covariance_m2": [0, 0]}
     with pytest.raises(ModelInvalid, match=problem):
-        ellipses({**outputs, **changed}, {"origin": HOME})
+        ellipses({**outputs, **changed}, HOME)
 
 
 def test_an_output_that_is_missing_is_named() -> None:
@@ -267,14 +267,14 @@ def test_degrees_off_the_map_are_refused(place: list[float], problem: str) -> No
 @pytest.mark.parametrize(
     ("parameters", "problem"),
     [
-        ({}, r"parameters\.origin"),
-        ({"origin": {"lat": 91, "lon": 0}}, r"parameters\.origin\.lat"),
-        ({"origin": {"lat": 1}}, r"parameters\.origin\.lon"),
-        ({"origin": {"lat": 1, "lon": float("nan")}}, r"parameters\.origin\.lon"),
-        ({"origin": [1, 2]}, r"parameters\.origin"),
-        ({"origin": HOME, "confidence": 0}, r"parameters\.confidence"),
-        ({"origin": HOME, "confidence": 1}, r"parameters\.confidence"),
-        ({"origin": HOME, "confidence": "0.95"}, r"parameters\.confidence"),
+        ({}, r"parameters\.origin_lat"),
+        ({"origin_lat": 1}, r"parameters\.origin_lat and \.origin_lon"),
+        ({"origin_lat": 91, "origin_lon": 0}, r"parameters\.origin_lat"),
+        ({"origin_lat": 1, "origin_lon": float("nan")}, r"parameters\.origin_lon"),
+        ({"origin_lat": "1", "origin_lon": 2}, r"parameters\.origin_lat"),
+        ({**HOME, "confidence": 0}, r"parameters\.confidence"),
+        ({**HOME, "confidence": 1}, r"parameters\.confidence"),
+        ({**HOME, "confidence": "0.95"}, r"parameters\.confidence"),
     ],
 )
 def test_a_request_with_bad_parameters_is_refused(parameters: dict[str, Any], problem: str) -> None:
@@ -284,7 +284,7 @@ def test_a_request_with_bad_parameters_is_refused(parameters: dict[str, Any], pr
 
 @pytest.mark.parametrize(
     "manifest",
-    [{"confidence": 68}, {"position": "metres"}, {"position": "position_deg", "origin": HOME}, {"vertices": 8}],
+    [{"confidence": 68}, {"position": "metres"}, {"position": "position_deg", **HOME}, {"vertices": 8}],
 )
 def test_a_manifest_with_bad_parameters_is_refused(manifest: dict[str, Any]) -> None:
     with pytest.raises(ModelInvalid):
