@@ -116,6 +116,7 @@ def end(message: str, code: int) -> NoReturn:
     lazy={
         "up": ("orchestrator.cli.up:up", "Run a server with its workers here."),
         "generate": ("orchestrator.cli.generate:generate", "Make pictures for a prompt."),
+        "predict": ("orchestrator.cli.predict:predict", "Take tensors or pictures through a model."),
         "validate": ("orchestrator.cli.validate:validate", "Ask whether a request would run, where, and how long."),
         "jobs": ("orchestrator.cli.jobs:jobs", "List, show, watch and cancel jobs."),
         "sessions": ("orchestrator.cli.sessions:sessions", "List, show, create and cancel sessions."),
