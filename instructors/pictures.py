@@ -117,9 +117,9 @@ class Pictures(SharedTask):
             return  # it was finished before the task was saved
         seed = (self._seed + index) % (SEED_MAX + 1)
         _, scheduler = self._loaded.schedulers.get(self._scheduler, self._data.steps, seed, self._data.sigmas)
-        image = self._loaded.generate(
-            self._plan, scheduler, seed, partial(self._after_step, index), self._data.guidance_end
-        )
+        after_step = partial(self._after_step, index)
+        with self._context.statistics.timed(self._loaded.model.model_id):
+            image = self._loaded.generate(self._plan, scheduler, seed, after_step, self._data.guidance_end)
         self._add(index, self._plan.finish(image), seed if seed <= INT_MAX else str(seed))
 
     def _after_step(self, index: int, step: int, steps: int, latents: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from instructors.models import ModelFolder
+from instructors.statistics import Statistics
 from protocol.codec import Buffer
 from protocol.enums import EventName
 
@@ -82,6 +83,10 @@ class Place(Protocol):
 
     @property
     def padding(self) -> Padding: ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """Where it is counted what is run of which model."""
 
     @property
     def results(self) -> "ResultsCache":

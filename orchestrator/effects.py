@@ -308,7 +308,8 @@ class Effects:
         self._tell(command.peer, {"kind": "rehello", "orchestrator_epoch": self._broker.epoch})
 
     def _ack_heartbeat(self, command: c.AckHeartbeat) -> None:
-        self._tell(command.peer, {"kind": "heartbeat_ack", "orchestrator_epoch": self._broker.epoch})
+        epoch, upto = self._broker.epoch, command.models_upto
+        self._tell(command.peer, {"kind": "heartbeat_ack", "orchestrator_epoch": epoch, "models_upto": upto})
 
     def _tell_drain(self, command: c.TellDrain) -> None:
         self._tell(command.peer, {"kind": "drain"})

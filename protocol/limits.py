@@ -11,6 +11,7 @@ NAME_LENGTH_MAX = 200
 PRIORITY_MAX = 9
 PRIORITY_DEFAULT = 4
 SPAN_MS_MAX = 30 * 24 * 3600 * 1000  # no timeout is longer than 30 days
+HEARTBEAT_MODELS_MAX = 64  # of which one heartbeat tells figures
 ARTIFACT_INLINE_BYTES = 64 * KIB  # attachments above this are hashed off the broker thread
 
 

@@ -5,12 +5,21 @@ A number field takes an int or an integral float, because some languages cannot 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from protocol import PROTOCOL_VERSION
 from protocol.enums import EventName, HeldState, Status
 from protocol.errors import InvalidRequest, MalformedMessage, UnsupportedProtocol
-from protocol.limits import INT_MAX, NAME_LENGTH_MAX, PRIORITY_DEFAULT, PRIORITY_MAX, REQUEST_ID_PATTERN, SPAN_MS_MAX
+from protocol.histogram import BUCKET_MAX
+from protocol.limits import (
+    HEARTBEAT_MODELS_MAX,
+    INT_MAX,
+    NAME_LENGTH_MAX,
+    PRIORITY_DEFAULT,
+    PRIORITY_MAX,
+    REQUEST_ID_PATTERN,
+    SPAN_MS_MAX,
+)
 
 
 def _integral(value: Any) -> Any:
@@ -181,6 +190,42 @@ class Refused(Message):
     error: Data  # see Errors
 
 
+def _in_known_buckets(times: list[list[int]]) -> list[list[int]]:
+    buckets = [bucket for bucket, _ in times]
+    if buckets != sorted(set(buckets)) or (buckets and buckets[-1] > BUCKET_MAX):
+        raise ValueError(f"the buckets rise, up to {BUCKET_MAX}")
+    return times
+
+
+Times = Annotated[
+    list[Annotated[list[Count], Field(min_length=2, max_length=2)]],
+    Field(max_length=BUCKET_MAX + 1),
+    FIRST_FAULT,
+    AfterValidator(_in_known_buckets),
+]
+
+
+class ModelFigures(Message):
+    """What a worker ran of one model since `since_ms`."""
+
+    model_id: Name  # resolved: `name` or `name:version`
+    since_ms: Count  # when counting began, ms since 1970: another one, and all figures began anew
+    inference_count: Count = 0  # requests that went through it well, or pictures
+    failures: Count = 0  # requests that it failed, not those that were wrong
+    items: Count = 0  # of those that went well
+    batches: Count = 0  # computed, where items of several requests may be computed together
+    batched_items: Count = 0  # in them
+    cache_hits: Count = 0  # answered without computing
+    cache_misses: Count = 0
+    loads: Count = 0  # into the device's memory
+    load_ms: Count | None = None  # the last of them took
+    loaded_at_ms: Count | None = None  # the last of them ended, ms since 1970
+    reloaded_at_ms: Count | None = None  # it last took over from what had been loaded under its name
+    nbytes: Count | None = None  # it takes on the device, while it is loaded
+    total_us: Count = 0  # all inference times together, µs
+    times: Times = []  # [bucket, count] of them, rising: bucket 0 up to 1 µs, b above 1.08^(b-1) µs, up to 1.08^b
+
+
 class Heartbeat(Message):
     """The worker lives, and this is what it holds."""
 
@@ -189,6 +234,9 @@ class Heartbeat(Message):
     memory_free: Count  # bytes
     resident_models: Annotated[list[Name], FIRST_FAULT] = []
     quantum_age_ms: Count  # since the device thread last came up for air
+    models: Annotated[list[ModelFigures], Field(max_length=HEARTBEAT_MODELS_MAX), FIRST_FAULT] = []
+    # figures of models that changed since those that were acknowledged, the longest ago first
+    models_upto: Count = 0  # the worker's own number of what `models` told; it comes back in the acknowledgement
 
 
 class HeartbeatAck(Message):
@@ -196,6 +244,7 @@ class HeartbeatAck(Message):
 
     kind: Literal["heartbeat_ack"] = "heartbeat_ack"
     orchestrator_epoch: Name
+    models_upto: Count = 0  # of the heartbeat
 
 
 class Rehello(Message):

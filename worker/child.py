@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             "quantum_age_ms": place.pulse.age_ms,
         }
 
-    session = Session(Link(options.connect), engine, outbox, hello, facts)
+    session = Session(Link(options.connect), engine, outbox, hello, facts, place.statistics)
     signal.signal(signal.SIGTERM, lambda *_: session.hand_back(options.grace_s))
     place.delivery.start()
     engine.start()

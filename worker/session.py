@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from instructors.statistics import Statistics
 from instructors.task import Blob
 from protocol.codec import check_attachments, pack, unpack_header
 from protocol.enums import ErrorCode, HeldState
@@ -59,7 +60,13 @@ class Session:
     """`run` returns when the worker has said goodbye."""
 
     def __init__(
-        self, link: Link, engine: Engine, outbox: Outbox, hello: Hello, facts: Callable[[], dict[str, Any]]
+        self,
+        link: Link,
+        engine: Engine,
+        outbox: Outbox,
+        hello: Hello,
+        facts: Callable[[], dict[str, Any]],
+        statistics: Statistics,
     ) -> None:
         """`hello` holds what does not change; `facts` gives memory_free, resident_models and quantum_age_ms."""
         self._link = link
@@ -67,11 +74,14 @@ class Session:
         self._outbox = outbox
         self._hello = hello
         self._facts = facts
+        self._statistics = statistics
         self._held = HeldJobs(hello.slots + hello.light_slots)
         self._leaving = Leaving.NO
         self._leave_by = 0.0
         self._stop_asked = False
         self._epoch: str | None = None  # of the orchestrator that welcomed us; None: not welcome yet
+        self._epoch_known: str | None = None  # of the one that welcomed us last
+        self._figures_known = 0  # up to which change of the statistics it knows them
         self._hello_due = 0.0
         self._hello_stuck = False  # no connection took it yet
         self._heard_at = time.monotonic()
@@ -128,12 +138,18 @@ class Session:
             return
         if now >= self._heartbeat_due:
             self._heartbeat_due = now + self._heartbeat_s
-            self._link.send([pack(Heartbeat(held=[job.to_held() for job in self._held], **self._facts()).to_wire())])
+            self._send_heartbeat()
         if now >= self._resend_due:
             self._resend_due = now + 1.0
             for job in self._held:
                 if job.state is HeldState.DONE and now - job.sent_at >= RESEND_S:
                     self._send_result(job)
+
+    def _send_heartbeat(self) -> None:
+        models, upto = self._statistics.news(self._figures_known)
+        held = [job.to_held() for job in self._held]
+        facts = {**self._facts(), "models": models, "models_upto": upto}
+        self._link.send([pack(Heartbeat(held=held, **facts).to_wire())])
 
     def _say_hello(self, now: float) -> None:
         facts = self._facts()
@@ -191,6 +207,8 @@ class Session:
             case HeartbeatAck():
                 if self._epoch is not None and message.orchestrator_epoch != self._epoch:
                     self._start_over()
+                elif self._epoch is not None:
+                    self._figures_known = max(self._figures_known, message.models_upto)
             case Rehello():
                 if self._epoch is not None:  # otherwise a hello is on its way already
                     self._start_over()
@@ -216,6 +234,8 @@ class Session:
 
     def _welcome(self, welcome: Welcome) -> None:
         log.info("welcome", orchestrator_epoch=welcome.orchestrator_epoch)
+        if welcome.orchestrator_epoch != self._epoch_known:
+            self._epoch_known, self._figures_known = welcome.orchestrator_epoch, 0  # it remembers nothing
         self._epoch = welcome.orchestrator_epoch
         self._heartbeat_s = max(welcome.heartbeat_ms, 10) / 1000
         self._lease_s = max(welcome.lease_ms, 100) / 1000

@@ -135,6 +135,7 @@ class AskHello:
 @dataclass(slots=True)
 class AckHeartbeat:
     peer: Peer
+    models_upto: int = 0  # as the heartbeat said
 
 
 @dataclass(slots=True)

@@ -127,6 +127,7 @@ class WorkerHeartbeat:
     memory_free: int
     resident: frozenset[str]
     quantum_age_ms: int
+    models_upto: int = 0  # to be acknowledged
 
 
 @dataclass(slots=True)

@@ -62,7 +62,7 @@ class Workers:
         if worker is None:
             return
         worker.memory_free, worker.quantum_age_ms = event.memory_free, event.quantum_age_ms
-        self._core.commands.append(c.AckHeartbeat(worker.peer))
+        self._core.commands.append(c.AckHeartbeat(worker.peer, event.models_upto))
         if worker.draining:
             self._tell_drain(worker)  # the first may have been lost
         if worker.stalled:

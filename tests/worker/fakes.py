@@ -184,7 +184,9 @@ class Fakes:
             capabilities=Capabilities(actions=registry.names),
             slots=slots,
         )
-        self.session = Session(self.link, self.engine, self.outbox, hello, dict)  # type: ignore[arg-type]
+        facts = {"memory_free": 0, "resident_models": [], "quantum_age_ms": 0}
+        link: Any = self.link
+        self.session = Session(link, self.engine, self.outbox, hello, lambda: facts, self.place.statistics)
         self.hear(Welcome(worker_id="w", orchestrator_epoch="e", heartbeat_ms=1000, lease_ms=10_000))
 
     def hear(self, message: Message) -> None:

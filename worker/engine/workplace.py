@@ -11,6 +11,7 @@ import structlog
 from instructors.models import ModelFolder
 from instructors.registry import Registry
 from instructors.results_cache import ResultsCache
+from instructors.statistics import Statistics
 from instructors.task import Blob, Padding, R, Resident, Source
 from protocol.enums import EventName
 from protocol.errors import Cancelled
@@ -41,6 +42,7 @@ class Workplace:
     quantum_s: float
     results: ResultsCache
     cache_dir: Path | None = None
+    statistics: Statistics = field(default_factory=Statistics)
     mailbox: Mailbox[Letter] = field(default_factory=Mailbox)
 
 
@@ -76,6 +78,10 @@ class WorkerPlace:
     def cache_dir(self) -> Path | None:
         return self._place.cache_dir
 
+    @property
+    def statistics(self) -> Statistics:
+        return self._place.statistics
+
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         residency = self._place.residency
         begun = time.monotonic()
@@ -84,8 +90,11 @@ class WorkerPlace:
             there = value is not None
             if not there:
                 value = residency.load(key, nbytes, load)
-        self.load_s += time.monotonic() - begun
+        load_s = time.monotonic() - begun
+        self.load_s += load_s
         if not there:
+            if "/" not in value.name:  # it is a model's own; a LoRA's has one
+                self.statistics.loaded(value.name, load_s, value.nbytes)
             log.info("loaded", key=key, nbytes=value.nbytes, load_ms=round(self.load_s * 1000))
         self._pins.append(key)
         return value
@@ -99,6 +108,7 @@ class WorkerPlace:
     def adopt(self, key: str, value: Resident) -> None:
         self._place.residency.load(key, value.nbytes, lambda: value)
         self._place.residency.unpin(key)
+        self.statistics.reloaded(value.name, value.nbytes)
 
     def retire(self, key: str) -> None:
         self._place.residency.retire(key)
