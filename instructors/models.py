@@ -22,6 +22,7 @@ import structlog
 from instructors import manifest
 from instructors.manifest import Manifest
 from instructors.model_settings import ModelSettings, read_settings, settings_of
+from instructors.onnx_layout import COMPONENT_CLASS, GRAPH_FILE, GRAPH_SUFFIXES, PREFIX
 from protocol.errors import AtelierError, Forbidden, InvalidRequest, ModelInvalid, ModelNotFound
 from protocol.limits import KIB, MIB
 from protocol.schemas.base import nearest
@@ -75,7 +76,12 @@ class Model:
     content_hash: str
     only_inpaints: bool = False
     manifest: Manifest = manifest.EMPTY
-    weights_nbytes: int = 0  # of an ONNX model's files
+    weights_nbytes: int = 0  # of an ONNX model's files, or of a pipeline's graphs
+
+    @property
+    def runs_onnx(self) -> bool:
+        """Whether it is a pipeline whose components are ONNX graphs."""
+        return self.components.get("unet") == COMPONENT_CLASS
 
     @property
     def version(self) -> str | None:
@@ -91,12 +97,14 @@ class Model:
             return ["inference.inpainting"]
         kinds = ["text2img"]
         kinds += ["img2img", "inpainting"] if self.family in CHANGING else []
-        kinds += ["lora", "controlnet"] if self.family in MIXING else []
+        kinds += ["lora", "controlnet"] if self.family in MIXING and not self.runs_onnx else []
         return [f"inference.{kind}" for kind in kinds]
 
     def dtype(self, device: str, settings: ModelSettings) -> str:
-        """As the settings say; else float32 on a CPU, on a GPU float16 for UNets, as they are published, and bfloat16
-        for transformers, whose activations overflow float16."""
+        """Around ONNX graphs, float32; else as the settings say; else float32 on a CPU, on a GPU float16 for UNets, as
+        they are published, and bfloat16 for transformers, whose activations overflow float16."""
+        if self.runs_onnx:
+            return "float32"
         if settings.dtype is not None:
             return settings.dtype
         if device == "cpu":
@@ -105,7 +113,7 @@ class Model:
 
     def nbytes(self, device: str, settings: ModelSettings) -> int | None:
         """What its weights take on the device; None where they are not all there at a time."""
-        if self.family == ONNX:
+        if self.family == ONNX or self.runs_onnx:
             return self.weights_nbytes
         if settings.offload != "none":
             return None
@@ -207,11 +215,13 @@ class ModelFolder:
         if not (path / INDEX).exists():
             digest, nbytes = self._inspect_onnx(path)
             return Model(model_id, path, ONNX, {}, {}, {}, digest, manifest=said, weights_nbytes=nbytes)
-        index = _read_index(path)
-        components = _check_index(index)
+        index, graphs = _read_index(path), graphs_of(path)
+        # where there are graphs, nothing else that computes is loaded, whatever the index says it was
+        components = _check_index({**index, **{name: list(COMPONENT_CLASS) for name in graphs}})
         digest, hashes, elements = self.inspect(path)
         family, only_inpaints = _family(index["_class_name"]), _only_inpaints(path / "unet/config.json")
-        return Model(model_id, path, family, components, elements, hashes, digest, only_inpaints, said)
+        nbytes = sum(file.stat().st_size for name in graphs for file in (path / name).iterdir())
+        return Model(model_id, path, family, components, elements, hashes, digest, only_inpaints, said, nbytes)
 
     def pipeline(self, model_id: str | None) -> Model:
         """The checked model that makes pictures; the only one there is, where no name is given. Raises as `find` does,
@@ -237,8 +247,9 @@ class ModelFolder:
         assert self.root is not None
         return self.root.joinpath(*model_id.split(":", 1))
 
-    def _contained(self, model_id: str) -> Path:
-        """The one place that turns a name from outside into a path, and never into one outside the root."""
+    def contained(self, model_id: str) -> Path:
+        """Where what has this name lies, whatever it is. The one place that turns a name from outside into a path, and
+        never into one outside the root. Raises as `find` does."""
         name, colon, version = model_id.partition(":")
         named = NAME.fullmatch(name) and (VERSION.fullmatch(version) if colon else True)
         if self.root is None or not named or name in SHELVES:
@@ -246,7 +257,13 @@ class ModelFolder:
         path = self.path_of(model_id)
         if not inside(path, self.root):
             raise Forbidden("This model leads out of the model folder.")
-        if not (_is_model_folder(path) if colon else _looks_like_model(path)):
+        if not path.exists():
+            raise self._not_found("There is no model of this name.", model_id)
+        return path
+
+    def _contained(self, model_id: str) -> Path:
+        path = self.contained(model_id)
+        if not (_is_model_folder(path) if ":" in model_id else _looks_like_model(path)):
             raise self._not_found("There is no model of this name.", model_id)
         return path
 
@@ -261,12 +278,13 @@ class ModelFolder:
         """The content hash of what is loaded, that of each component, and how many numbers each component's weights
         hold. May raise as `find` does."""
         whole, parts, elements = hashlib.sha256(), defaultdict[str, Any](hashlib.sha256), defaultdict[str, int](int)
+        suffixes = HASHED_SUFFIXES | GRAPH_SUFFIXES if graphs_of(path) else HASHED_SUFFIXES
         try:
             for file in files_of(path, self.root or path):
                 digest, count = self._digest(file)
                 relative = file.relative_to(path)
                 elements[relative.parts[0]] += count
-                if file.suffix in HASHED_SUFFIXES:
+                if file.suffix in suffixes:
                     whole.update(relative.as_posix().encode() + b"\0" + digest)
                     parts[relative.parts[0]].update("/".join(relative.parts[1:]).encode() + b"\0" + digest)
         except OSError:  # a link to nowhere, a file that may not be read
@@ -369,6 +387,14 @@ def files_of(path: Path, root: Path) -> Iterator[Path]:
             raise ModelInvalid(f"{_label(file)} is neither a file nor a folder.")
 
 
+def graphs_of(path: Path) -> list[str]:
+    """The components of a pipeline's folder that are ONNX graphs; none where its UNet has weights for torch."""
+    unet = path / "unet"
+    if not (unet / GRAPH_FILE).is_file() or any(unet.glob("*.safetensors")):
+        return []
+    return sorted(file.parent.name for file in path.glob(f"*/{GRAPH_FILE}"))
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     file = path / INDEX
     try:
@@ -395,8 +421,8 @@ def _check_index(index: dict[str, Any]) -> dict[str, tuple[str, str] | None]:
 
 
 def _family(class_name: str) -> str:
-    """`StableDiffusionXLPipeline`, `StableDiffusionXLInpaintPipeline` -> `stable_diffusion_xl`."""
-    name = re.sub(r"(Inpaint|Img2Img)?Pipeline$", "", class_name)
+    """`StableDiffusionXLPipeline`, `OnnxStableDiffusionXLInpaintPipeline` -> `stable_diffusion_xl`."""
+    name = re.sub(r"(Inpaint|Img2Img)?Pipeline$", "", PREFIX.sub("", class_name))
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 

@@ -10,7 +10,7 @@ from protocol.schemas.base import Action, nearest, validate
 
 BUILT_IN = tuple(
     f"instructors.{name}"
-    for name in ("system", "inference", "inpainting", "lora", "controlnet", "discover", "predict")
+    for name in ("system", "inference", "inpainting", "lora", "controlnet", "discover", "predict", "convert")
 )
 MakeTask = Callable[[Any, Context], Task]  # (data as the action's schema, context)
 

@@ -10,6 +10,7 @@ from diffusers import AutoPipelineForText2Image
 from instructors.memory import is_out_of_memory
 from instructors.model_settings import ModelSettings
 from instructors.models import Model
+from instructors.pipelines import onnx_pipeline
 from instructors.pipelines.diffusion import LoadedModel
 from instructors.pipelines.sharing import forget_results
 from instructors.shelf import ComponentFiles
@@ -39,6 +40,8 @@ def resident(model_id: str | None, place: Place) -> LoadedModel:
     model = place.models.pipeline(model_id)
     settings = place.models.settings(model.model_id)
     key = f"{model.model_id} {model.content_hash} {settings}"  # changed files make another model
+    if model.runs_onnx:
+        return place.resident(key, model.weights_nbytes, lambda: onnx_pipeline.load(model, settings, place))
     itemsize = dtype_for(place.device, model, settings).itemsize
     missing = [name for name, key in _keys(model, settings, place.device).items() if place.part(key) is None]
     nbytes = itemsize * sum(model.elements.get(name, 0) for name in missing)

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from instructors.pipelines import streams
 from instructors.pipelines.lanes import Adapters, Call, SharedForward, Sharing, over_tensors
 from instructors.pipelines.lora import LoraBase, mix_key
+from instructors.pipelines.onnx_components import OnnxUNet, OnnxVae
 from instructors.task import Padding
 
 TEXT_ROWS_MAX = 32
@@ -114,9 +115,9 @@ class DecodeForward(SharedForward):
 def share(pipeline: Any, padding: Padding) -> bool:
     """Make the pipeline's modules wait for company when they are called within a stream. False: its family has no
     lanes, and it runs as it is."""
-    if type(pipeline.components.get("unet")) is not UNet2DConditionModel:
+    if type(pipeline.components.get("unet")) not in (UNet2DConditionModel, OnnxUNet):
         return False
-    if type(pipeline.components.get("vae")) is not AutoencoderKL:
+    if type(pipeline.components.get("vae")) not in (AutoencoderKL, OnnxVae):
         return False
     unet = pipeline.unet
     adapters = _adapters("unet", unet, padding)

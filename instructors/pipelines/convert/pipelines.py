@@ -1,0 +1,91 @@
+"""A diffusers pipeline as a folder of ONNX graphs, one component in memory at a time."""
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from instructors.models import INDEX
+from instructors.onnx_layout import COMPONENT_CLASS, GRAPH_FILE, VAE_DECODER, VAE_ENCODER
+from instructors.pipelines.convert import components
+from instructors.pipelines.convert.graphs import Graph, made
+from instructors.pipelines.convert.order import Order, Report
+from protocol.errors import ModelInvalid
+
+COPIED = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+PRECISE = ("vae",)  # pictures show what is lost here; and it has hardly a matrix product
+
+Make = Callable[[Any], Graph]
+PARTS: dict[str, dict[str, Make]] = {  # component -> folder -> its graph
+    "text_encoder": {"text_encoder": components.text_encoder},
+    "text_encoder_2": {"text_encoder_2": components.text_encoder},
+    "unet": {"unet": components.unet},
+    "vae": {VAE_ENCODER: components.vae_encoder, VAE_DECODER: components.vae_decoder},
+}
+
+
+def convert(order: Order, report: Report) -> dict[str, Any]:
+    """Write the pipeline into the order's folder. Gives each graph's difference, as `Difference.to_wire` tells it.
+
+    Raises ModelInvalid where one is too large, or the files make no pipeline.
+    """
+    index = json.loads((order.source / INDEX).read_text(encoding="utf-8"))
+    there = [name for name in PARTS if index.get(name, [None])[0] is not None]
+    graphs = [(name, folder) for name in there for folder in PARTS[name]]
+    differences = {}
+    for number, (name, folder) in enumerate(graphs):
+        report(number / len(graphs), folder)
+        differences[folder] = _part(order, name, folder, index[name])
+        gc.collect()
+    for name in COPIED:
+        if (order.source / name).is_dir():
+            shutil.copytree(order.source / name, order.target / name)
+    _write_index(index, order.target)
+    return differences
+
+
+def _part(order: Order, name: str, folder: str, kind: list[str]) -> dict[str, float]:
+    module = _load(order.source / name, kind)
+    precision = order.precision
+    if name in PRECISE and (precision == "int8" or module.config.get("force_upcast", False)):
+        precision = "float32"  # such a VAE says that it overflows in halves
+    difference = made(PARTS[name][folder](module), order.target / folder / GRAPH_FILE, precision, folder)
+    shutil.copy(order.source / name / "config.json", order.target / folder)
+    return difference
+
+
+def _load(folder: Path, kind: list[str]) -> Any:
+    names = [file.name for file in folder.glob("*.safetensors")]
+    variant = "fp16" if names and all(".fp16." in name for name in names) else None
+    module, report = getattr(LIBRARIES[kind[0]], kind[1]).from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        variant=variant,
+        output_loading_info=True,
+    )
+    if wrong := list(_wrong(report)):
+        raise ModelInvalid(f"The weights and the config do not fit together: {str(wrong[0])[:100]!r}.")
+    return module.eval().requires_grad_(False)
+
+
+def _wrong(report: dict[str, Any]) -> Iterator[str]:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        yield from (str(key) for key in report[kind] if "position_ids" not in str(key))  # older files hold these
+
+
+def _write_index(index: dict[str, Any], target: Path) -> None:
+    onnx = {file.parent.name: list(COMPONENT_CLASS) for file in sorted(target.glob(f"*/{GRAPH_FILE}"))}
+    kept = {name: value for name, value in index.items() if name.startswith("_") or name in COPIED}
+    kept["_class_name"] = f"Onnx{index['_class_name']}"
+    flags = {name: value for name, value in index.items() if isinstance(value, bool) and not name.startswith("_")}
+    whole = {**kept, **flags, **onnx, "safety_checker": [None, None]}
+    (target / INDEX).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
