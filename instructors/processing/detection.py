@@ -70,6 +70,8 @@ def nms(values: Values, params: Nms) -> Values:
     places: list[Placement] = values.get(PLACEMENTS) or []
     if params.normalized and not places:
         raise ModelInvalid("Boxes in shares need pictures: the steps before the model must make them of images.")
+    if places and len(places) != len(corners):
+        raise ModelInvalid(f"The model answers boxes of {len(corners)} items for {len(places)} pictures.")
     names, found = params.names(), []
     for item in range(len(corners)):
         place = places[item] if places else None

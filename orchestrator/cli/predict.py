@@ -61,8 +61,8 @@ class Parameter(click.ParamType):
 
 @click.command()
 @click.argument("model")
-@click.option("--input", "inputs", type=Input(), multiple=True, help="A tensor (repeatable). JSON with a fraction in it "
-              "is float32, other numbers are int64.")  # fmt: skip
+@click.option("--input", "inputs", type=Input(), multiple=True, help="A tensor (repeatable). JSON with a fraction "
+              "in it is float32, other numbers are int64.")  # fmt: skip
 @click.option(
     "--image", "images", type=FILE, multiple=True, help="A picture, for a model that takes them (repeatable)."
 )

@@ -192,6 +192,12 @@ def test_a_wrong_manifest_is_told(table: dict[str, Any], problem: str) -> None:
         chain([{"step": "nms", **table}], Path())
 
 
+def test_boxes_of_more_items_than_pictures_are_the_models_fault() -> None:
+    seen = run({"images": [drawn((8, 8), (0, 0, 4, 4))]}, {"step": "to_tensor", "output": "x"})
+    with pytest.raises(ModelInvalid, match="2 items for 1 pictures"):
+        run({**seen, "y": np.ones((2, 6, 3))}, {"step": "nms", "layout": "yolov8", "input": "y"})
+
+
 def test_shares_without_pictures_mean_nothing() -> None:
     with pytest.raises(ModelInvalid, match="need pictures"):
         run({"y": np.ones((1, 6, 3))}, {"step": "nms", "layout": "yolov8", "input": "y", "normalized": True})
