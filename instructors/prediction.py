@@ -224,7 +224,9 @@ class Prediction:
 
     def _predictions(self) -> list[dict[str, Any]]:
         values = self._left_over.items()
-        fields = {name: value for name, value in values if isinstance(value, list) and name != "images"}
+        fields = {
+            name: value for name, value in values if isinstance(value, list) and name != "images" and name[0] != "_"
+        }
         if not fields:
             return []
         return [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
