@@ -22,6 +22,7 @@ BUILT_IN: tuple[str, ...] = (
     "instructors.processing.classification",
     "instructors.processing.detection",
     "instructors.processing.localisation",
+    "instructors.processing.naming",
 )
 STEPS_MAX = 16  # in one chain
 
