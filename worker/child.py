@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from instructors import inference, registry
-from instructors.models import ModelFolder
+from instructors.models import ONNX, ModelFolder
 from instructors.redis_cache import RedisUnusable
 from instructors.results_cache import ResultsCache
 from instructors.task import Padding, Place
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     place = _workplace(options, device, Delivery(outbox))
     models, kept = place.models.entries(device.device_id), place.models.kept()
     log.debug("models", there=len(models), kept=kept)
-    engine = Engine(place, warm_up=inference.warm_up if models else _nothing)
+    makes_pictures = any(model["family"] != ONNX for model in models)
+    engine = Engine(place, warm_up=inference.warm_up if makes_pictures else _nothing)
     hello = Hello(
         worker_id=worker_id,
         instance_id=options.instance,
@@ -109,7 +110,7 @@ def _residency(options: Options, device: hardware.Device) -> Residency:
 
 
 def _nothing(_: Place) -> None:
-    """A worker without models needs no slow imports."""
+    """Without models that make pictures there are no slow imports."""
 
 
 def _prepare_libraries() -> None:
