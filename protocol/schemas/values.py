@@ -82,4 +82,4 @@ def put_at(data: dict[str, Any], path: str, value: Any) -> None:
     place: Any = data
     for parent in parents:
         place = place[int(parent) if isinstance(place, list) else parent]
-    place[name] = value
+    place[int(name) if isinstance(place, list) else name] = value

@@ -16,8 +16,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from protocol.codec import pack
 from protocol.errors import AtelierError, InvalidRequest, MalformedMessage
 from protocol.schemas import validate_data
+from protocol.schemas.artifact import ArtifactRef
 from protocol.schemas.predict import REQUESTS_MAX, PredictData, check_tensors, read_items
-from protocol.schemas.values import check_references
+from protocol.schemas.values import byte_refs, check_references, put_at
 from protocol.tensors import (
     ITEMSIZES,
     TENSOR_BYTES_MAX,
@@ -214,6 +215,17 @@ def test_an_attachment_is_as_long_as_the_shape_says(dtype: str, shape: list[int]
     else:
         with pytest.raises(InvalidRequest, match=f"inputs.0: has {size} bytes"):
             check_tensors(data, [size])
+
+
+def test_bytes_are_found_and_replaced_wherever_they_stand() -> None:
+    stored = {"artifact_id": "a"}
+    raw = {"requests": [{"inputs": [tensor(), tensor(name="y", data=stored)], "images": [b"x", stored]}]}
+    found = [path for path, ref in byte_refs(validate_data("predict.batch", raw)) if isinstance(ref, ArtifactRef)]
+    assert found == ["requests.0.inputs.1.data", "requests.0.images.1"]
+    for path in found:
+        put_at(raw, path, {"attachment": 0})
+    assert raw["requests"][0]["inputs"][1]["data"] == raw["requests"][0]["images"][1] == {"attachment": 0}
+    check_references(validate_data("predict.batch", raw), 1)
 
 
 def test_every_tensor_of_a_batch_is_looked_at() -> None:
