@@ -116,8 +116,9 @@ def loop(path: Path) -> Path:
 
 
 def large_product(path: Path) -> Path:
-    """`x` int64 [1] -> `y` float32 [1]: the corner of a product of matrices of x rows. One node: it cannot be ended."""
-    one = helper.make_tensor("one", TYPES["float32"], [1], [1.0])
+    """`x` int64 [1] -> `y` int64 [1]: the largest number in the product of two matrices of ones, of x rows and columns.
+    So it takes 24 · x² bytes."""
+    one = helper.make_tensor("one", TYPES["int64"], [1], [1])
     nodes = [
         helper.make_node("Concat", ["x", "x"], ["sides"], axis=0),
         helper.make_node("ConstantOfShape", ["sides"], ["ones"], value=one),
@@ -126,12 +127,37 @@ def large_product(path: Path) -> Path:
         helper.make_node("Unsqueeze", ["top", "zero"], ["y"]),
     ]
     weights = {"zero": np.array([0], np.int64)}
-    return save(model(nodes, [value("x", "int64", [1])], [value("y", "float32", [1])], weights), path)
+    return save(model(nodes, [value("x", "int64", [1])], [value("y", "int64", [1])], weights), path)
+
+
+def slow_node(path: Path) -> Path:
+    """`x` int64 [1] -> `y` int64 [1]: as many boxes as x says, none of which overlap, counted by comparing all of them
+    with all others. One node takes the time, x² of it, so a run cannot be ended between two."""
+    nodes = [
+        helper.make_node("Squeeze", ["x"], ["count"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["numbers"]),
+        helper.make_node("Cast", ["numbers"], ["at"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["at", "half"], ["end"]),
+        helper.make_node("Reshape", ["at", "column"], ["at_"]),
+        helper.make_node("Reshape", ["end", "column"], ["end_"]),
+        helper.make_node("Concat", ["at_", "at_", "end_", "end_"], ["boxes"], axis=2),
+        helper.make_node("Reshape", ["at", "row"], ["scores"]),
+        helper.make_node("NonMaxSuppression", ["boxes", "scores", "x"], ["selected"]),
+        helper.make_node("Shape", ["selected"], ["y"], start=0, end=1),
+    ]
+    weights = {
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "half": np.float32(0.5),
+        "column": np.array([1, -1, 1]),
+        "row": np.array([1, 1, -1]),
+    }
+    return save(model(nodes, [value("x", "int64", [1])], [value("y", "int64", [1])], weights), path)
 
 
 def upper_case(path: Path) -> Path:
     """`x` string [batch] -> `y`, in capitals."""
-    nodes = [helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="UPPER")]
+    nodes = [helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="UPPER", locale="C.UTF-8")]
     return save(model(nodes, [value("x", "string", ["batch"])], [value("y", "string", ["batch"])]), path)
 
 

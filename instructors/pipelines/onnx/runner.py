@@ -37,6 +37,7 @@ IN_FLIGHT_BYTES_MAX = 1024 * MIB
 SOCKET_BYTES = 4 * MIB  # of the socket's own memory, as far as the system allows
 HUNG_GRACE_S = 10.0  # the child ends its runs itself; this is for a child that cannot
 CLOSE_GRACE_S = 2.0
+NO_MEMORY = (-signal.SIGKILL, -signal.SIGABRT, 127)  # by the system, the C library, its loader (thread-local data)
 LOST = "The process that runs this model ended while it computed; it is started again."
 
 
@@ -102,15 +103,20 @@ class Runner:
         except EOFError:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_GRACE_S)
-            if self._process.returncode == -signal.SIGKILL:
+            if self._process.returncode in NO_MEMORY:
                 raise OutOfMemory(
-                    "The process that loaded the model was killed; it may have needed too much memory."
+                    "The process that loaded the model ended; it seems to have had no memory left."
                 ) from None
             raise ModelInvalid("Loading the model crashed the process that did it.") from None
 
     def fileno(self) -> int:
         """Readable when `receive` has something to do, to its very end."""
         return self._selector.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Of the child, for logs and tests."""
+        return self._process.pid
 
     @property
     def in_flight(self) -> int:

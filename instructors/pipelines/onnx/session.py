@@ -30,6 +30,8 @@ BFLOAT16_TYPE = 16  # TensorProto.BFLOAT16
 SILENT = 4  # logs only what is fatal: every other problem is raised, and told through the socket
 KEPT_BYTES_MAX = 1024 * MIB  # larger models are mostly weights, and a graph with its weights ends at 2 GiB
 REASON_LENGTH_MAX = 300
+SOURCE_PLACE = re.compile(r"\S+\.(?:cc|cpp|cu|h):\d+ .*?\)(?: const)?(?:::<lambda\(.*?\)>)?(?: \[with [^]]*\])? ")
+ANY_PATH = re.compile(r"(?<!\w)(?:[A-Za-z]:)?[/\\][^\s:'\",()]*[/\\][^\s:'\",()]*(?::\d+)?")
 
 
 class DeviceFailed(Exception):
@@ -105,20 +107,24 @@ def _load(spec: RunnerSpec, asked: Sequence[str], files: Sequence[Path]) -> tupl
     """The session, and whether it has the graph of an earlier time."""
     there = onnxruntime.get_available_providers()
     providers = [(name, _provider_options(name, spec)) for name in asked if name in there]
+    if TENSORRT in dict(providers):
+        with suppress(Exception):  # the wheel has the provider, but perhaps nobody its libraries
+            return _session(files[0], spec, providers), False
+        providers = [(name, options) for name, options in providers if name != TENSORRT]
     kept = _kept(spec, [name for name, _ in providers], files)
     if kept is not None:
         with suppress(Exception):  # whatever is wrong with what was kept: it is made again
             if (path := kept.find()) is not None:
-                return _session(path, spec, providers, "none"), True
-        made = kept.make(lambda part: _session(files[0], spec, providers, spec.graph_optimization, part))
+                return _session(path, spec, providers, optimised=True, beside=len(files) > 1), True
+        made = kept.make(lambda part: _session(files[0], spec, providers, keep=part))
         if made is not None:
             return made, False
-    return _session(files[0], spec, providers, spec.graph_optimization), False
+    return _session(files[0], spec, providers), False
 
 
 def _kept(spec: RunnerSpec, providers: Sequence[str], files: Sequence[Path]) -> KeptGraph | None:
     """Where its optimised graph is kept; None where it is not."""
-    if spec.cache is None or spec.graph_optimization == "none" or TENSORRT in providers:  # its engines are no graph
+    if spec.cache is None or spec.graph_optimization == "none":
         return None
     if sum(file.stat().st_size for file in files) > KEPT_BYTES_MAX:
         return None
@@ -126,20 +132,38 @@ def _kept(spec: RunnerSpec, providers: Sequence[str], files: Sequence[Path]) -> 
     return KeptGraph(spec.cache, files, parts)
 
 
-def _session(path: Path, spec: RunnerSpec, providers: Any, level: str, keep: Path | None = None) -> Any:
+def _session(
+    path: Path,
+    spec: RunnerSpec,
+    providers: Any,
+    *,
+    optimised: bool = False,
+    beside: bool = False,
+    keep: Path | None = None,
+) -> Any:
+    """`optimised`: it was kept; `beside`: it still names weights that lie beside the model; `keep`: where the optimised
+    graph is to be written."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SILENT
+    level = "none" if optimised else spec.graph_optimization
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     options.intra_op_num_threads = spec.intra_op_threads or max(_cores() // spec.instances, 1)
     options.inter_op_num_threads = spec.inter_op_threads
     options.enable_cpu_mem_arena = spec.arena
-    options.enable_mem_pattern = spec.arena  # it lays plans for the arena
+    options.enable_mem_pattern = False  # a plan for each shape ever seen: without the arena, gigabytes of them
     # Threads that spin while they wait take the cores from the worker, and from the other runners.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    model: str | bytes = str(path)
+    if beside:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(spec.path.parent))
+        model = path.read_bytes()
     if keep is not None:
         options.optimized_model_filepath = str(keep)
-    return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=False)
+    return onnxruntime.InferenceSession(
+        model, options, providers=providers, enable_fallback=False, read_config_from_model=False
+    )
 
 
 def _provider_options(name: str, spec: RunnerSpec) -> dict[str, str]:
@@ -187,15 +211,22 @@ def blamed(on: type[AtelierError]) -> Iterator[None]:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether onnxruntime had no memory left, as it says so: bad_alloc, its arenas, the CUDA runtime."""
     text = str(error).lower()
-    words = ("bad_alloc", "bad allocation", "failed to allocate memory", "out of memory", "available memory of")
+    words = (
+        "bad_alloc",
+        "bad allocation",
+        "failed to allocate memory",
+        "out of memory",
+        "available memory of",
+        "cannot allocate",
+    )
     return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def reason(text: str) -> str:
-    """What onnxruntime said, without paths of the model or of its own source, and not too long."""
+    """What onnxruntime said, without the model's path or the places in its own source, and not too long."""
     said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text.strip())
-    said = re.sub(r"(?<!\w)(?:[A-Za-z]:)?[/\\][^\s:'\",()]*[/\\][^\s:'\",()]*(?::\d+)?", "…", said)
-    said = " ".join(said.split())
+    said = SOURCE_PLACE.sub("", said)
+    said = " ".join(ANY_PATH.sub("…", said).split())
     return said if len(said) <= REASON_LENGTH_MAX else said[:REASON_LENGTH_MAX] + "…"
 
 
