@@ -6,6 +6,10 @@ webui = "/srv/stable-diffusion-webui/models"
 [hub]
 cache = true                 # tell of what the hub's cache on this machine holds, and run it
 download = true              # fetch models from the hub, when a request asks for it
+
+[sources]                    # where models may be registered from, beside the model folder and uploads
+urls = ["s3://models/", "file:///srv/incoming/"]
+mlflow = "http://127.0.0.1:5000"
 """
 
 import os
@@ -36,11 +40,22 @@ class Hub(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0  # of one download
 
 
+class Sources(BaseModel):
+    """Of models that are to be registered. Credentials are the environment's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    urls: list[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://[^/]*/")]] = []
+    # what a request's URL may begin with
+    mlflow: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None  # null: MLFLOW_TRACKING_URI
+
+
 class CatalogueSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scan: dict[Label, Annotated[str, Field(min_length=1)]] = {}
     hub: Hub = Hub()
+    sources: Sources = Sources()
 
 
 def read_settings(root: Path) -> CatalogueSettings:
