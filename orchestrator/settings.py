@@ -20,7 +20,7 @@ from protocol.sockets import check_bind_endpoint
 
 ENV_PREFIX = "ATELIER_"
 CONFIG_ENV = "ATELIER_CONFIG"
-OTHER_ENV = frozenset({CONFIG_ENV})  # ATELIER_* variables that are no settings
+OTHER_ENV = frozenset({CONFIG_ENV, "ATELIER_CACHE_URL"})  # ATELIER_* variables that are no settings of its own
 DEFAULT_CONFIG = Path("atelier.toml")  # in the working directory
 
 

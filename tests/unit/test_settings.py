@@ -48,6 +48,11 @@ def test_the_file_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert "not valid TOML" in refusal({}, Path("third.toml"))
 
 
+def test_a_variable_of_the_workers_is_no_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_CACHE_URL", "redis://127.0.0.1:6379/0")
+    load_settings({})
+
+
 def test_a_wrong_key_is_refused_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal({"leese_ms": 1}) == "Unknown setting leese_ms (command line). Did you mean lease_ms?"
     monkeypatch.setenv("ATELIER_LEASE_MSS", "1")
