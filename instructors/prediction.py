@@ -88,9 +88,10 @@ class Prediction:
         """Take the values through the steps before this model, and wait for its turn, or for an equal request's."""
         self._serving = serving
         self._models += 1
-        self._known |= serving.before.per_request | serving.after.per_request
-        if not serving.model.manifest.then:
-            self._check_parameters()
+        if self._parameters:
+            self._known |= serving.before.per_request | serving.after.per_request
+            if not serving.model.manifest.then:
+                self._check_parameters()
         values = serving.before.run(values, self._parameters)
         names = {info.name for info in serving.facts.inputs}
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
@@ -119,6 +120,7 @@ class Prediction:
             return
         key = tensor_bytes.key_of(model.content_hash, self._tensors, None, {})
         self._claim = self._context.results.claim(key, settings.ttl_s, self._claimed)
+        self._context.statistics.cache(model.model_id, hit=not self._claim.mine)
         if self._claim.value is None and not self._claim.mine:
             self.unit.away = True  # until somebody else has it
         else:
@@ -159,8 +161,11 @@ class Prediction:
 
     def _go_on(self, unit: Request) -> None:
         claim, self._claim = self._claim, None
+        name, statistics = self._serving.name, self._context.statistics
         if unit.failure is not None:
             failure = unit.failure
+            if failure.code in PASSED_ON:
+                statistics.failed(name)
             if claim is not None:
                 claim.fail(failure)
             if failure.code in PASSED_ON and self._left:
@@ -169,6 +174,8 @@ class Prediction:
             return
         outputs = unit.outputs
         assert outputs is not None
+        if not self._cached:
+            statistics.ran(name, unit.run_ms / 1000, self._items)
         if claim is not None:
             claim.settle(tensor_bytes.pack(outputs, {"run_ms": unit.run_ms}))
         self._run_ms += unit.run_ms

@@ -55,16 +55,20 @@ class Residency:
         """A part that some resident has on the device; None where none has."""
         return next((entry.parts[key] for entry in self._entries.values() if key in entry.parts), None)
 
-    def get(self, key: str) -> Resident | None:
-        """The resident, pinned and now the most recently used; None if it must be loaded. Raises NoRoomNow."""
+    def at_hand(self, key: str) -> Resident | None:
+        """What is on the device under this key, pinned and now the most recently used."""
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._bring_back(key)
-            if entry is None:
-                return None
+            return None
         self._entries.move_to_end(key)
         entry.pins += 1
         return entry.value
+
+    def get(self, key: str) -> Resident | None:
+        """As `at_hand`, also from where it was set aside; None if it must be loaded. Raises NoRoomNow."""
+        if key not in self._entries:
+            self._bring_back(key)
+        return self.at_hand(key)
 
     def load(self, key: str, nbytes: int, make: Callable[[], R]) -> R:
         """Make room by the estimate, load, pin. Raises OutOfMemory if it does not fit even alone, and NoRoomNow if
@@ -125,17 +129,16 @@ class Residency:
             log.warning("loading ran out of memory: trying again with nothing else loaded", key=key)
             return None
 
-    def _bring_back(self, key: str) -> _Entry | None:
+    def _bring_back(self, key: str) -> None:
         entry = self._aside.get(key)
         if entry is None:
-            return None
+            return
         self._make_room(sum(part.nbytes for part in entry.parts.values() if not self._in_use(part)))
         del self._aside[key]
         for part in entry.parts.values():
             part.move(self._device)
         self._entries[key] = entry
         self._publish()
-        return entry
 
     def _make_room(self, nbytes: int) -> None:
         self._evict_to(max(self._budget - nbytes, 0))

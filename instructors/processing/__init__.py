@@ -60,14 +60,10 @@ def add(name: str, params: type[Params], run: Run, per_request: Sequence[str] = 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Steps in order, each with its parameters."""
+    """Steps in order, each with its parameters. `per_request`: those that a request may set."""
 
-    steps: tuple[tuple[Step, Params], ...] = ()
-
-    @property
-    def per_request(self) -> frozenset[str]:
-        """Parameters that a request may set."""
-        return frozenset[str]().union(*(step.per_request for step, _ in self.steps))
+    steps: tuple[tuple[Step, Params], ...]
+    per_request: frozenset[str]
 
     def run(self, values: Values, parameters: Mapping[str, Any]) -> Values:
         """The values after all steps. Raises InvalidRequest."""
@@ -81,7 +77,8 @@ def chain(tables: Sequence[Mapping[str, Any]], folder: Path) -> Chain:
     """The chain that a manifest lists. Raises ModelInvalid that says what is wrong where."""
     if len(tables) > STEPS_MAX:
         raise ModelInvalid(f"A manifest may list {STEPS_MAX} steps before and {STEPS_MAX} after the model.")
-    return Chain(tuple(_step(table, folder) for table in tables))
+    steps = tuple(_step(table, folder) for table in tables)
+    return Chain(steps, frozenset[str]().union(*(step.per_request for step, _ in steps)))
 
 
 def _step(table: Mapping[str, Any], folder: Path) -> tuple[Step, Params]:

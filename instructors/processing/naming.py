@@ -12,7 +12,8 @@ def rename(values: Values, params: Rename) -> Values:
     """Raises ModelInvalid where there is no value of such a name."""
     for name in params.names:
         if name not in values:
-            raise ModelInvalid(f"The manifest's step 'rename': there is no {name[:60]!r}; there are {', '.join(values)}.")
+            known = ", ".join(values)
+            raise ModelInvalid(f"The manifest's step 'rename': there is no {name[:60]!r}; there are {known}.")
     return {params.names.get(name, name): value for name, value in values.items()}
 
 

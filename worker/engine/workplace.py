@@ -84,9 +84,13 @@ class WorkerPlace:
 
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         residency = self._place.residency
+        value: Any = residency.at_hand(key)
+        if value is not None:
+            self._pins.append(key)
+            return value
         begun = time.monotonic()
         with self._place.pulse.loading():  # what was set aside takes time to come back, too
-            value: Any = residency.get(key)
+            value = residency.get(key)
             there = value is not None
             if not there:
                 value = residency.load(key, nbytes, load)

@@ -251,6 +251,7 @@ class Serving:
         if self.batched and any(array.shape[:1] != (total,) for array in outputs.values()):
             problem = "The model does not answer item by item; say max_batch_size = 1 in its manifest."
             return self._failed(batch, ModelInvalid(problem))
+        self._place.statistics.batch(self.name, total)
         at = 0
         for request, count, shapes in zip(batch.requests, batch.counts, batch.lengths, strict=True):
             own = outputs
