@@ -201,6 +201,21 @@ def test_a_frame_beyond_the_limit_is_refused_before_it_is_read() -> None:
         damaged(change)
 
 
+def test_what_is_too_large_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "FRAME_BYTES_MAX", 100)
+    outgoing = frames.Outgoing()
+    with pytest.raises(PayloadTooLarge):
+        outgoing.put({}, {"x": np.zeros(101, np.uint8)})
+    with pytest.raises(PayloadTooLarge):
+        outgoing.put({"name": "x" * frames.HEADER_BYTES_MAX})
+    assert not outgoing
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no character"):
+        frames.pack_strings(np.array(["\ud800"], object))
+
+
 def test_a_header_beyond_the_limit_is_refused() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

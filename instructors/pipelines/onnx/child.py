@@ -21,7 +21,7 @@ import onnxruntime
 from instructors.pipelines.onnx.facts import RunnerSpec
 from instructors.pipelines.onnx.frames import Frame, Header, Incoming, Outgoing
 from instructors.pipelines.onnx.session import DeviceFailed, Session
-from protocol.errors import AtelierError, TimeoutRun, Unavailable
+from protocol.errors import AtelierError, PayloadTooLarge, TimeoutRun, Unavailable
 from protocol.frames import keep_memory
 
 TICK_S = 0.25  # how often runs are looked at
@@ -91,32 +91,40 @@ class Child:
             os._exit(FAILED)
 
     def _answer(self, header: Header, tensors: dict[str, Any]) -> None:
-        batch_id = header["id"]
-        running = Running(batch_id, self._spec.run_timeout_s)
+        running = Running(header["id"], self._spec.run_timeout_s)
         self._running.add(running)
         began = time.perf_counter()
         try:
             outputs = self._session.run(tensors, header["outputs"], running.options)
-            run_ms = (time.perf_counter() - began) * 1000
-            self._running.discard(running)
-            self._send({"id": batch_id, "run_ms": run_ms}, outputs)
         except DeviceFailed:
-            self._send({"id": batch_id, "error": Unavailable("The device failed during the run.").to_wire()})
+            self._refuse(running, Unavailable("The device failed during the run."))
             os._exit(FAILED)
         except AtelierError as error:
-            told = self._too_slow() if running.options.terminate else error
-            self._send({"id": batch_id, "error": told.to_wire()})
-        finally:
-            self._running.discard(running)
+            self._refuse(running, self._too_slow() if running.options.terminate else error)
+            return
+        run_ms = (time.perf_counter() - began) * 1000
+        self._running.discard(running)
+        try:
+            self._send({"id": running.batch_id, "run_ms": run_ms}, outputs)
+        except PayloadTooLarge as error:
+            self._refuse(running, error)
+
+    def _refuse(self, running: Running, error: AtelierError) -> None:
+        self._running.discard(running)  # first: what is not running any more is not overdue
+        self._send({"id": running.batch_id, "error": error.to_wire()})
 
     def _end_overdue(self) -> None:
         """End runs that take too long: between two nodes if they can, else with this process."""
         now = time.monotonic()
         for running in tuple(self._running):
             if now > running.until + STOP_GRACE_S:
-                if self._writing.acquire(timeout=STOP_GRACE_S):
-                    self._write({"id": running.batch_id, "error": self._too_slow().to_wire()}, {})
-                os._exit(FAILED)
+                told = self._writing.acquire(timeout=STOP_GRACE_S)
+                if running in self._running:
+                    if told:
+                        self._write({"id": running.batch_id, "error": self._too_slow().to_wire()}, {})
+                    os._exit(FAILED)
+                if told:
+                    self._writing.release()
             elif now > running.until:
                 running.options.terminate = True
 

@@ -29,11 +29,14 @@ Frame = tuple[Header, dict[str, Array]]
 
 
 def pack_strings(array: Array) -> bytes:
-    """The wire's bytes of an array of str."""
+    """The wire's bytes of an array of str. Raises InvalidRequest for what UTF-8 has no bytes for."""
     parts: list[bytes] = []
-    for item in array.flat:
-        raw = str(item).encode()
-        parts += (LENGTH.pack(len(raw)), raw)
+    try:
+        for item in array.flat:
+            raw = str(item).encode()
+            parts += (LENGTH.pack(len(raw)), raw)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise InvalidRequest("A string holds what is no character.") from None
     return b"".join(parts)
 
 

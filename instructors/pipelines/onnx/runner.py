@@ -20,10 +20,8 @@ from instructors.pipelines.onnx.facts import BFLOAT16, Array, Facts, Finished, R
 from instructors.pipelines.onnx.frames import Frame, Header, Incoming, Outgoing
 from protocol.errors import (
     AtelierError,
-    MalformedMessage,
     ModelInvalid,
     OutOfMemory,
-    PayloadTooLarge,
     QueueFull,
     TimeoutRun,
     Unavailable,
@@ -34,7 +32,7 @@ __all__ = ["Facts", "Finished", "Runner", "RunnerSpec"]
 
 BATCHES_MAX = 256  # in the child at a time, those that wait for it included
 IN_FLIGHT_BYTES_MAX = 1024 * MIB
-SOCKET_BYTES = 4 * MIB  # of the socket's own memory, as far as the system allows
+SOCKET_BYTES = 1 * MIB  # of the socket's own memory, as far as the system allows
 HUNG_GRACE_S = 10.0  # the child ends its runs itself; this is for a child that cannot
 CLOSE_GRACE_S = 2.0
 NO_MEMORY = (-signal.SIGKILL, -signal.SIGABRT, 127)  # by the system, the C library, its loader (thread-local data)
@@ -75,7 +73,10 @@ class Runner:
         Raises ModelInvalid, Forbidden (files outside the model's folder), OutOfMemory, TimeoutRun or Unavailable.
         """
         facts = graph.inspect(spec.path, spec.path.parent)
-        runner = Runner(spec, facts.external)
+        try:
+            runner = Runner(spec, facts.external)
+        except OSError:
+            raise Unavailable("No process can be started for the model at present.") from None
         try:
             runner._await_facts()
         except BaseException:
@@ -166,7 +167,7 @@ class Runner:
             self._flush()
             while (frame := self._incoming.next(self._sock)) is not None:
                 finished.append(self._finish(*frame))
-        except (EOFError, OSError, MalformedMessage, PayloadTooLarge):
+        except (EOFError, OSError, AtelierError, LookupError, TypeError, ValueError):  # it is gone, or out of its mind
             return finished + self._lose(Unavailable(LOST))
         if self._in_flight and time.monotonic() > self._heard_at + self.spec.run_timeout_s + HUNG_GRACE_S:
             return finished + self._lose(TimeoutRun("The process that runs this model does not answer."))

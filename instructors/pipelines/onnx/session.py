@@ -48,7 +48,7 @@ class Session:
         asked = _asked(spec)
         if spec.device != "cpu":
             onnxruntime.preload_dlls()
-        before = _memory_bytes(spec.device, peak=False)
+        ram, gpu = _ram_bytes(peak=False), _gpu_bytes(spec.device)
         with blamed(ModelInvalid):
             self._session, from_cache = _load(spec, asked, files)
         inputs, outputs = _infos(self._session.get_inputs()), _infos(self._session.get_outputs())
@@ -56,13 +56,15 @@ class Session:
         if self.bits and any(info.dtype == STRING for info in (*inputs, *outputs)):
             raise ModelInvalid("It has both bfloat16 and strings, which onnxruntime does not take together.")
         self._names = [info.name for info in outputs]
+        providers = tuple(self._session.get_providers())  # the truth: get_device() tells what the wheel could do
+        on_gpu = gpu > 0 and CUDA in providers
         self.facts = Facts(
             inputs=inputs,
             outputs=outputs,
-            providers=tuple(self._session.get_providers()),  # the truth: get_device() tells what the wheel could do
+            providers=providers,
             asked=asked,
             load_ms=(time.perf_counter() - began) * 1000,
-            nbytes=max(_memory_bytes(spec.device, peak=True) - before, 0),
+            nbytes=max(_gpu_bytes(spec.device) - gpu if on_gpu else _ram_bytes(peak=True) - ram, 0),
             from_cache=from_cache,
         )
 
@@ -149,6 +151,8 @@ def _session(
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     options.intra_op_num_threads = spec.intra_op_threads or max(_cores() // spec.instances, 1)
     options.inter_op_num_threads = spec.inter_op_threads
+    if spec.inter_op_threads > 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
     options.enable_cpu_mem_arena = spec.arena
     options.enable_mem_pattern = False  # a plan for each shape ever seen: without the arena, gigabytes of them
     # Threads that spin while they wait take the cores from the worker, and from the other runners.
@@ -191,7 +195,7 @@ def blamed(on: type[AtelierError]) -> Iterator[None]:
     """What onnxruntime raises, as `on`, except where memory ran out, the device failed, or the fault is ours."""
     try:
         yield
-    except AtelierError:
+    except (AtelierError, OSError):
         raise
     except Exception as error:
         text = str(error)
@@ -230,22 +234,25 @@ def reason(text: str) -> str:
     return said if len(said) <= REASON_LENGTH_MAX else said[:REASON_LENGTH_MAX] + "…"
 
 
-def _memory_bytes(device: str, *, peak: bool) -> int:
-    """What this process has taken up to now of the machine's memory; on a GPU, what is taken of the GPU's."""
-    if device != "cpu":
-        with suppress(OSError, AttributeError, ValueError):
-            return _gpu_bytes(int(device.partition(":")[2] or 0))
-    if sys.platform != "linux":  # bytes on macOS
+def _ram_bytes(*, peak: bool) -> int:
+    """What this process has of the machine's memory, or had at most."""
+    if sys.platform != "linux":  # there is only the peak, on macOS in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    name = "VmHWM:" if peak else "VmRSS:"
     lines = Path("/proc/self/status").read_text().splitlines()
-    field = "VmHWM:" if peak else "VmRSS:"
-    return next(int(line.split()[1]) * KIB for line in lines if line.startswith(field))
+    return next(int(line.split()[1]) * KIB for line in lines if line.startswith(name))
 
 
-def _gpu_bytes(index: int) -> int:
-    """Taken of the GPU's memory by all processes, with this one's context."""
-    runtime = ctypes.CDLL(f"libcudart.so.{onnxruntime.cuda_version.partition('.')[0]}")
+def _gpu_bytes(device: str) -> int:
+    """What all processes have of the GPU's memory, this one's context included; 0 without one."""
+    if device == "cpu":
+        return 0
+    try:
+        runtime = ctypes.CDLL(f"libcudart.so.{onnxruntime.cuda_version.partition('.')[0]}")
+    except (OSError, AttributeError):
+        return 0
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    index = int(device.partition(":")[2] or 0)
     if runtime.cudaSetDevice(index) or runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)):
-        raise OSError("no such GPU")
+        return 0
     return total.value - free.value
