@@ -18,11 +18,17 @@ from orchestrator.clock import Clock
 from orchestrator.core import events as e
 from orchestrator.core.core import Core
 from orchestrator.effects import Effects
+from orchestrator.errands import Asker, Errands
 from orchestrator.housekeeping import Housekeeping
 from orchestrator.intake import Intake
 from orchestrator.persistence import jobs_of, session_of
 from orchestrator.ports import Connection, Port, Received, Sent
+from orchestrator.registry.change import Changes
 from orchestrator.registry.offers import Offers
+from orchestrator.registry.resolve import Resolver
+from orchestrator.registry.router import Router
+from orchestrator.registry.shadows import Shadows
+from orchestrator.registry.state import Registry
 from orchestrator.settings import Settings
 from orchestrator.store import Store
 from orchestrator.store.writer import Completion
@@ -56,6 +62,12 @@ class Broker:
         self.epoch = new_id()
         self.started_ms = self.clock.now_ms()
         self.offers = Offers(core.fleet, settings.default_model_id)
+        self.registry = Registry()
+        self.resolver = Resolver(self.registry, self.offers)
+        self.router = Router(self)
+        self.errands = Errands(self)
+        self.shadows = Shadows(self)
+        self.changes = Changes(self)
         self.schedulers: dict[str, str] = {}  # key -> name, of all that some worker knows; empty: none has said
         self._wakeup = wakeup
         self._context = zmq.Context()
@@ -79,6 +91,7 @@ class Broker:
     def restore(self) -> None:
         """Take in what the store remembers. Before `run`."""
         recovered = self.store.load()
+        self.registry.apply(recovered.registry)
         for key in recovered.requests:
             self.intake.remember(key)
         jobs, sessions = jobs_of(recovered), [session_of(row) for row in recovered.sessions]
@@ -138,9 +151,11 @@ class Broker:
 
     def _flush(self) -> None:
         """Send and write what the turn brought about."""
+        self.errands.go_on()
         self._send_posted()
         while self._gone:  # what their loss brings about is of this turn, too
             self.feed(e.ConnectionGone(self._gone.pop()))
+            self.errands.go_on()
             self._send_posted()
         self._effects.write_behind()
         self.store.flush()
@@ -169,6 +184,8 @@ class Broker:
             self._next_alive_ms = now_ms + self.settings.alive_ms
             for connection in list(self.core.askers.waiting()):
                 self.send_client(connection, replies.alive())
+            self.errands.give_up_lost()
+            self.shadows.give_way()
         if now_ms >= self._housekeeping.due_ms:
             self._housekeeping.run(now_ms)
         if self._drain_until_ms is not None:
@@ -251,6 +268,9 @@ class Broker:
         self, connection: Connection, header: dict[str, Any], frames: Any = (), *, droppable: bool = False
     ) -> None:
         """Send if it can be; a result that cannot stays under `job.result`, a vanished client is noted."""
+        if type(connection) is Asker:
+            self.errands.answered(connection, header, frames)
+            return
 
         def failed(sent: Sent) -> None:
             if sent is Sent.GONE:

@@ -11,16 +11,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import events as e
+from orchestrator.core.forecast import forecasts
 from orchestrator.core.model import NO_EVENTS, Job
 from orchestrator.payload import Payload, cost_of, requirement_of
 from orchestrator.ports import Connection
+from orchestrator.registry.router import Routed
 from orchestrator.store import ArtifactRow, queries
 from orchestrator.store.writer import Completion
 from orchestrator.stored import disk_error, send_result
 from protocol.codec import Buffer, fingerprint
 from protocol.errors import (
     AtelierError,
+    Forbidden,
     InvalidRequest,
+    ModelNotFound,
+    NoCapableWorker,
     NotFound,
     PayloadTooLarge,
     QueueFull,
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
 REFERRING = (PictureData, Preprocess, PredictData, BatchData)  # data that may name attachments and artifacts
+INTERNAL = frozenset({"model.fetch"})  # actions of workers that no client may ask for
 REMEMBERED_MAX = 1_000_000  # requests of durable jobs
 UNSAVED_MAX = 20_000  # groups of rows on their way to the disk, before durable jobs are refused
 
@@ -71,6 +77,8 @@ class Intake:
         data, priority = self._with_defaults(tenant, request, action)
         model = validate(action.data, data)
         self._check_scheduler(data)
+        routed = self._routed(tenant, request, action, data)
+        data = routed.data
         attachments = [entry.to_wire() for entry in request.attachments]
         need = requirement_of(action.name, data, request.worker_id, request.device_id)
         cost = cost_of(action.name, data)
@@ -78,11 +86,32 @@ class Intake:
         job.session_id, job.traceparent = request.session_id, request.traceparent
         job.queue_timeout_ms, job.run_timeout_ms = request.queue_timeout_ms, request.run_timeout_ms
         job.deadline_ms = request.deadline_ms
-        job.payload = Payload(action.name, data, attachments, frames)
+        job.payload = Payload(action.name, data, attachments, frames, shadow=routed.shadow)
         job.payload_nbytes = sum([entry["nbytes"] for entry in attachments])
+        if routed.device_ids is not None:
+            self._pin(job, routed.device_ids)
         if job.durable and self._broker.store.queued_writes > UNSAVED_MAX:
             raise Unavailable("The disk is behind with accepted jobs.", retry_after_ms=1000)
         return job, model
+
+    def _routed(self, tenant: str, request: Request, action: Action, data: dict[str, Any]) -> Routed:
+        """The data with the model that is to answer it. A request that is known is not asked for a model again: it is
+        the same job, whatever became of the names since."""
+        if action.name in INTERNAL:
+            raise Forbidden("This action is the server's own; use model.register.")
+        try:
+            return self._broker.router.route(tenant, request, action, data)
+        except (ModelNotFound, NoCapableWorker):
+            key = tenant, request.request_id
+            if key in self._broker.core.jobs_by_request or key in self._on_disk:
+                return Routed({**data, "model_id": None})
+            raise
+
+    def _pin(self, job: Job, device_ids: list[str]) -> None:
+        """A policy names devices: take the one of them that would end the job soonest."""
+        found = forecasts(self._broker.core, job, self._broker.core.now_ms)
+        best = next((each.worker.device_id for each in found if each.worker.device_id in device_ids), device_ids[0])
+        job.requirement = job.requirement._replace(device_pin=best)
 
     def _stored_inputs(self, model: ActionData, request: Request) -> dict[str, str]:
         """The artifacts that the data names in place of attachments: path in the data -> artifact_id."""
@@ -209,10 +238,12 @@ class Intake:
     def _feed(self, event: e.Submit) -> None:
         payload = event.job.payload
         self._broker.feed(event)
-        if payload.artifact_ids:
+        if payload.artifact_ids or payload.shadow is not None:
             job = self._broker.core.jobs_by_request.get(event.job.key)
             if job is None or job.payload is not payload:  # refused, or the same request once more
                 self._drop_files(payload)
+            elif payload.shadow is not None:
+                self._broker.shadows.follow(job, payload.shadow)
 
     def _drop_files(self, payload: Payload) -> None:
         if payload.artifact_ids:

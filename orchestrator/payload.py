@@ -20,6 +20,7 @@ class Payload:
     frames: Sequence[Buffer] | None = ()
     artifact_ids: Sequence[str] = ()
     digests: Sequence[bytes] = ()  # SHA-256 of each attachment; empty for a job that was restored
+    shadow: str | None = None  # the model that is asked the same when the job has ended, for comparison
 
 
 _requirement = lru_cache(4096)(Requirement)  # a few different ones for very many jobs

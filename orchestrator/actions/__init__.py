@@ -6,7 +6,7 @@ A handler returns the answer's `data`, or None where the answer comes later; it 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.actions import artifact, inference, job, model, session, system, worker
+from orchestrator.actions import artifact, inference, job, model, model_changes, model_register, session, system, worker
 from orchestrator.actions.ask import Ask
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ HANDLERS: dict[str, Handler] = {
     **artifact.HANDLERS,
     **worker.HANDLERS,
     **model.HANDLERS,
+    **model_changes.HANDLERS,
+    **model_register.HANDLERS,
     **inference.HANDLERS,
 }
 

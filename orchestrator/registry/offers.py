@@ -87,6 +87,10 @@ class Offers:
         """(worker_id, what it says of the model) of each worker of this run that has it."""
         return ((worker_id, models[model_id]) for worker_id, models in self._said.items() if model_id in models)
 
+    def of_worker(self, worker_id: str) -> dict[str, Entry]:
+        """What this worker says of each of its models."""
+        return self._said.get(worker_id, {})
+
     def listed(self) -> list[dict[str, Any]]:
         """What the connected workers have, each with those that have it and have it loaded."""
         found: dict[str, dict[str, Any]] = {}

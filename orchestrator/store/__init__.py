@@ -2,7 +2,9 @@
 
 from orchestrator.store.engine import StoreInUse, StoreTooNew
 from orchestrator.store.rows import (
+    AliasRow,
     ArtifactRow,
+    ChangeRow,
     Duplicate,
     EventRow,
     Expire,
@@ -12,16 +14,22 @@ from orchestrator.store.rows import (
     JobStats,
     JobSummary,
     JobUpdate,
+    ModelRow,
     Outcome,
     Recovered,
+    RegistryRow,
     Row,
     SessionRow,
+    TrafficRow,
+    VersionRow,
 )
 from orchestrator.store.store import Store
 from orchestrator.store.writer import Completion
 
 __all__ = [
+    "AliasRow",
     "ArtifactRow",
+    "ChangeRow",
     "Completion",
     "Duplicate",
     "EventRow",
@@ -32,11 +40,15 @@ __all__ = [
     "JobStats",
     "JobSummary",
     "JobUpdate",
+    "ModelRow",
     "Outcome",
     "Recovered",
+    "RegistryRow",
     "Row",
     "SessionRow",
     "Store",
     "StoreInUse",
     "StoreTooNew",
+    "TrafficRow",
+    "VersionRow",
 ]

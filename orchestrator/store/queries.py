@@ -9,16 +9,33 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select, tuple_
 
 from orchestrator.store.rows import (
+    AliasRow,
     ArtifactRow,
+    ChangeRow,
     EventRow,
     JobRecord,
     JobRow,
     JobStats,
     JobSummary,
+    ModelRow,
     Recovered,
+    RegistryRow,
     SessionRow,
+    TrafficRow,
+    VersionRow,
 )
-from orchestrator.store.schema import ACTIVE, artifacts, job_events, jobs, sessions
+from orchestrator.store.schema import (
+    ACTIVE,
+    artifacts,
+    job_events,
+    jobs,
+    model_aliases,
+    model_changes,
+    model_traffic,
+    model_versions,
+    models,
+    sessions,
+)
 from orchestrator.store.statements import LOOKUP_ROWS_MAX
 from protocol.enums import Status
 
@@ -84,6 +101,20 @@ def list_sessions(tenant: str, limit: int = 50) -> Callable[[Connection], list[S
     query = select(*_session_columns).where(sessions.c.tenant == tenant)
     query = query.order_by(sessions.c.session_id.desc()).limit(limit)
     return lambda connection: [SessionRow(*row) for row in connection.execute(query)]
+
+
+def model_changes_of(
+    tenant: str, name: str, limit: int, before: str | None = None, subject: str | None = None
+) -> Callable[[Connection], list[ChangeRow]]:
+    """A model's history, the newest first, from below the change_id `before`; that of one alias with `subject`."""
+    query = select(*[model_changes.c[field] for field in ChangeRow._fields])
+    query = query.where(model_changes.c.tenant == tenant, model_changes.c.name == name)
+    if before is not None:
+        query = query.where(model_changes.c.change_id < before)
+    if subject is not None:
+        query = query.where(model_changes.c.subject == subject, model_changes.c.kind.in_(("alias", "rollback")))
+    query = query.order_by(model_changes.c.change_id.desc()).limit(limit)
+    return lambda connection: [ChangeRow(*row) for row in connection.execute(query)]
 
 
 def job_stats(tenant: str, session_ids: Sequence[str]) -> Callable[[Connection], dict[str, JobStats]]:
@@ -172,9 +203,25 @@ def recovered(connection: Connection) -> Recovered:
     return Recovered(
         jobs=[JobRow(*row) for row in rows],
         sessions=[SessionRow(*row) for row in connection.execute(active)],
+        registry=_registry(connection),
         requests=[(tenant, request_id) for tenant, request_id in connection.execute(requests)],
         max_seq=dict(iter(connection.execute(last))),
     )
+
+
+def _registry(connection: Connection) -> list[RegistryRow]:
+    """Models first, then what points to them."""
+    found: list[RegistryRow] = []
+    kinds: list[tuple[Any, Any]] = [
+        (models, ModelRow),
+        (model_versions, VersionRow),
+        (model_aliases, AliasRow),
+        (model_traffic, TrafficRow),
+    ]
+    for table, row_type in kinds:
+        query = select(*[table.c[field] for field in row_type._fields])
+        found += [row_type(*row) for row in connection.execute(query)]
+    return found
 
 
 def _one_job(*conditions: Any) -> Callable[[Connection], JobRecord | None]:

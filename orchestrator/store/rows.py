@@ -113,6 +113,65 @@ class ArtifactRow(NamedTuple):
     job_id: str | None
 
 
+class ModelRow(NamedTuple):
+    """What holds for all versions of a model; inserted, or written over the one there is. `metadata` is msgpack."""
+
+    tenant: str
+    name: str
+    created_ms: int
+    revision: int
+    metadata: bytes
+
+
+class VersionRow(NamedTuple):
+    """A registered version, likewise. `source`, `metrics`, `tags` and `metadata` are msgpack."""
+
+    tenant: str
+    name: str
+    version: str
+    created_ms: int
+    source: bytes
+    content_hash: str | None
+    nbytes: int | None
+    run_id: str | None
+    metrics: bytes
+    tags: bytes
+    revision: int
+    metadata: bytes
+    deleted_ms: int | None = None  # None: it is there
+
+
+class AliasRow(NamedTuple):
+    """Where an alias points, likewise; `version` None: it is gone."""
+
+    tenant: str
+    name: str
+    alias: str
+    version: str | None
+
+
+class TrafficRow(NamedTuple):
+    """A name's traffic, likewise; `traffic` is msgpack."""
+
+    tenant: str
+    name: str
+    traffic: bytes
+
+
+class ChangeRow(NamedTuple):
+    """One line of a model's history; `before` and `after` are msgpack. Their ids rise with time."""
+
+    tenant: str
+    name: str
+    change_id: str
+    at_ms: int
+    kind: str
+    subject: str | None
+    author: str | None
+    before: bytes
+    after: bytes
+
+
 class Expire(NamedTuple):
     """Delete what ended before `before_ms`: jobs, their events and artifacts, uploads, closed sessions.
 
@@ -122,7 +181,8 @@ class Expire(NamedTuple):
     before_ms: int
 
 
-Row = JobRow | JobUpdate | Outcome | EventRow | SessionRow | ArtifactRow | Expire
+RegistryRow = ModelRow | VersionRow | AliasRow | TrafficRow | ChangeRow
+Row = JobRow | JobUpdate | Outcome | EventRow | SessionRow | ArtifactRow | RegistryRow | Expire
 
 
 class Duplicate(NamedTuple):
@@ -183,4 +243,5 @@ class Recovered(NamedTuple):
     jobs: list[JobRow]  # durable and not ended, oldest first
     sessions: list[SessionRow]  # active ones, oldest first
     requests: list[tuple[str, str]]  # (tenant, request_id) of all durable jobs
+    registry: list[RegistryRow]  # all but the history
     max_seq: dict[str, int]  # job_id -> the highest seq on disk, for the jobs above that have events

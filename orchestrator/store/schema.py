@@ -122,3 +122,65 @@ artifacts = Table(
     sqlite_with_rowid=False,
 )
 Index("artifacts_created", artifacts.c.created_ms)
+
+models = Table(
+    "models",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("metadata", LargeBinary, nullable=False),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("version", String, primary_key=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("source", LargeBinary, nullable=False),
+    Column("content_hash", String),
+    Column("nbytes", BigInteger),
+    Column("run_id", String),
+    Column("metrics", LargeBinary, nullable=False),
+    Column("tags", LargeBinary, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("metadata", LargeBinary, nullable=False),
+    Column("deleted_ms", BigInteger),  # null: it is there
+)
+
+model_aliases = Table(
+    "model_aliases",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("alias", String, primary_key=True),
+    Column("version", String),  # null: the alias is gone
+    sqlite_with_rowid=False,
+)
+
+model_traffic = Table(
+    "model_traffic",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("traffic", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+model_changes = Table(  # rows are added, and never changed
+    "model_changes",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("change_id", String, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("subject", String),
+    Column("author", String),
+    Column("before", LargeBinary, nullable=False),
+    Column("after", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)

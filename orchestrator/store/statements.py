@@ -4,7 +4,7 @@ A row costs a fraction of a microsecond of Python this way; SQLAlchemy's own exe
 and the writer's Python is time the broker thread cannot have.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -13,8 +13,32 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Dialect, and_, bindparam, delete, exists, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from orchestrator.store.rows import ArtifactRow, EventRow, Expired, JobRow, JobUpdate, Outcome, SessionRow
-from orchestrator.store.schema import ACTIVE, artifacts, job_events, jobs, sessions
+from orchestrator.store.rows import (
+    AliasRow,
+    ArtifactRow,
+    ChangeRow,
+    EventRow,
+    Expired,
+    JobRow,
+    JobUpdate,
+    ModelRow,
+    Outcome,
+    SessionRow,
+    TrafficRow,
+    VersionRow,
+)
+from orchestrator.store.schema import (
+    ACTIVE,
+    artifacts,
+    job_events,
+    jobs,
+    model_aliases,
+    model_changes,
+    model_traffic,
+    model_versions,
+    models,
+    sessions,
+)
 
 EXPIRE_ROWS_MAX = 1000  # per transaction: a day's worth at once would hold up every other write
 BLOCK_ROWS = 32
@@ -69,16 +93,29 @@ class Statements:
             live = jobs.c.finished_ms.is_(None)  # the first end of a job wins
             return compiled(update(jobs).where(key, live).values(values), row)
 
-        upsert = insert(sessions).values(_values(SessionRow))
-        changed = {name: upsert.excluded[name] for name in SessionRow._fields if not sessions.c[name].primary_key}
+        def put(table: Any, row: type[NamedTuple]) -> Statement:
+            upsert = insert(table).values(_values(row))
+            keys = [column.name for column in table.primary_key]
+            changed = {name: upsert.excluded[name] for name in row._fields if name not in keys}
+            return compiled(upsert.on_conflict_do_update(index_elements=keys, set_=changed), row)
+
         self.new_job = new(jobs, JobRow)
         self.job_update = change(JobUpdate)
         self.outcome = change(Outcome, attachments="result_attachments")
         self.event = new(job_events, EventRow)
-        self.session = compiled(
-            upsert.on_conflict_do_update(index_elements=["tenant", "session_id"], set_=changed), SessionRow
-        )
         self.artifact = new(artifacts, ArtifactRow)
+        self.change = new(model_changes, ChangeRow)
+        # What is written over what is there, and by which fields a row is known.
+        self.states: dict[type, tuple[Statement, Callable[[Any], Hashable]]] = {
+            row: (put(table, row), itemgetter(*[row._fields.index(column.name) for column in table.primary_key]))
+            for table, row in (
+                (sessions, SessionRow),
+                (models, ModelRow),
+                (model_versions, VersionRow),
+                (model_aliases, AliasRow),
+                (model_traffic, TrafficRow),
+            )
+        }
 
 
 def _block(text: str) -> str:

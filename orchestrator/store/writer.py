@@ -12,6 +12,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 
 from orchestrator.store.rows import (
     ArtifactRow,
+    ChangeRow,
     Duplicate,
     EventRow,
     Expire,
@@ -19,7 +20,6 @@ from orchestrator.store.rows import (
     JobUpdate,
     Outcome,
     Row,
-    SessionRow,
 )
 from orchestrator.store.statements import Statements, expire, find_duplicates
 
@@ -167,8 +167,11 @@ class Writer:
             statements.job_update.run(connection, {(row.tenant, row.job_id): row for row in updates}.values())
         if outcomes := kinds.get(Outcome):
             statements.outcome.run(connection, outcomes)
-        if changed := kinds.get(SessionRow):
-            statements.session.run(connection, {(row.tenant, row.session_id): row for row in changed}.values())
+        for kind, (statement, key) in statements.states.items():
+            if rows := kinds.get(kind):
+                statement.run(connection, {key(row): row for row in rows}.values())
+        if changes := kinds.get(ChangeRow):
+            statements.change.run(connection, changes)
         for kind, statement in ((EventRow, statements.event), (ArtifactRow, statements.artifact)):
             # What came along with a skipped job is skipped with it.
             if rows := [row for row in kinds.get(kind, ()) if not duplicates or row.job_id not in duplicates]:

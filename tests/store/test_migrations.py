@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from orchestrator.store import Store, StoreInUse, StoreTooNew, engine, queries
+from orchestrator.store import SessionRow, Store, StoreInUse, StoreTooNew, engine, queries
 from orchestrator.store.schema import metadata
 from orchestrator.store.statements import Statements
 from tests.store.support import Harness, job
@@ -134,4 +134,4 @@ def test_schema_and_statements_compile_for_postgresql() -> None:
             assert "CREATE" in str(CreateIndex(index).compile(dialect=dialect))
     statements = Statements(dialect)
     assert statements.new_job.text.count("%s") == len(job("j1"))
-    assert "ON CONFLICT (tenant, session_id) DO UPDATE" in statements.session.text
+    assert "ON CONFLICT (tenant, session_id) DO UPDATE" in statements.states[SessionRow][0].text

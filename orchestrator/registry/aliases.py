@@ -1,0 +1,126 @@
+"""Moving an alias: the workers that have the version before loaded load the new one first."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from orchestrator.core.fleet import Worker
+from orchestrator.errands import Ended
+from orchestrator.payload import Payload
+from orchestrator.registry.change import Change
+from orchestrator.registry.state import ALIASES_MAX, Model
+from orchestrator.store import AliasRow, ChangeRow, RegistryRow
+from protocol.enums import ErrorCode
+from protocol.errors import AtelierError, NotFound, Unavailable
+from protocol.model_ids import model_id_of
+from protocol.schemas.model import DEFAULT_ALIAS
+
+if TYPE_CHECKING:
+    from orchestrator.broker import Broker
+
+LOAD = "model.load"
+LOAD_MS_MAX = 600_000
+NOT_THERE = frozenset({ErrorCode.MODEL_NOT_FOUND.value, ErrorCode.UNKNOWN_ACTION.value})  # that worker need not load it
+
+
+class Move:
+    """One move of an alias, as part of a change whose turn it is. `then` is called with the workers that loaded the
+    version when the alias points to it; what keeps it from that refuses the change."""
+
+    def __init__(
+        self,
+        broker: "Broker",
+        change: Change,
+        name: str,
+        alias: str,
+        version: str | None,
+        then: Callable[[str | None, list[str]], None],
+        kind: str = "alias",
+    ) -> None:
+        self._broker = broker
+        self._change = change
+        self._name, self._alias, self._version = name, alias, version
+        self._then = then
+        self._kind = kind
+        self._model = broker.registry.get(change.tenant, name) or Model(name)
+        self._before = self._model.aliases.get(alias)
+        self._open: set[str] = set()  # workers that load it
+        self._loaded: list[str] = []
+        self._failure: AtelierError | None = None
+
+    def start(self) -> None:
+        """Raises ModelNotFound, NotFound or Unavailable."""
+        if self._version is None and self._before is None:
+            raise NotFound("This model has no such alias.", details={"known": sorted(self._model.aliases)})
+        if self._version is not None:
+            self._broker.resolver.check(self._change.tenant, self._name, self._version)
+        if self._before is None and len(self._model.aliases) >= ALIASES_MAX:
+            raise Unavailable(f"A model may have {ALIASES_MAX} aliases; take one away first.")
+        if self._version == self._before:
+            self._then(self._before, [])
+            return
+        for worker in self._to_load():
+            self._load(worker)
+        if not self._open:
+            self._write()
+
+    def _to_load(self) -> Sequence[Worker]:
+        """Workers that answer by the version before, and can be told to load another."""
+        before = self._before
+        if before is None and self._alias == DEFAULT_ALIAS:
+            before = self._broker.offers.newest(self._name)  # what the name alone stood for until now
+        if self._version is None or before is None:
+            return []
+        model_id = model_id_of(self._name, before)
+        workers = self._broker.core.fleet.by_id.values()
+        return [w for w in workers if model_id in w.profile.resident and LOAD in w.profile.capability.actions]
+
+    def _load(self, worker: Worker) -> None:
+        model_id = model_id_of(self._name, self._version)
+        worker_id = worker.worker_id
+        payload = Payload(LOAD, {"model_id": model_id})
+        ended = partial(self._loaded_on, worker_id, model_id)
+        self._open.add(worker_id)
+        self._broker.changes.loading.add((worker_id, model_id))
+        self._change.run(payload, ended, worker_id=worker_id, deadline_ms=LOAD_MS_MAX, any_model=True)
+
+    def _loaded_on(self, worker_id: str, model_id: str, ended: Ended) -> None:
+        self._open.discard(worker_id)
+        self._broker.changes.loading.discard((worker_id, model_id))
+        gone = worker_id not in self._broker.core.fleet.by_id
+        if ended.error is None:
+            self._loaded.append(worker_id)
+        elif ended.failed_as not in NOT_THERE and not gone and self._failure is None:
+            error = ended.exception()
+            message = f"The alias stays: {worker_id} could not load {model_id}. {error.message}"
+            details = {**error.details, "worker_id": worker_id}
+            self._failure = type(error)(message, details=details, retry_after_ms=error.retry_after_ms)
+        if self._open:
+            return
+        if self._failure is not None:
+            raise self._failure
+        self._write()
+
+    def _write(self) -> None:
+        row = AliasRow(self._change.tenant, self._name, self._alias, self._version)
+        line: ChangeRow = self._change.line(self._kind, self._name, self._alias, self._before, self._version)
+        rows: list[RegistryRow] = [row, line]
+        self._change.commit(rows, lambda: self._then(self._before, sorted(self._loaded)))
+
+
+def version_before(history: Sequence[tuple[str, str | None, str | None]]) -> str | None:
+    """Where a roll-back of an alias leads. `history`: (kind, before, after) of its moves, the oldest first.
+
+    Roll-backs undo one move each, so the next one leads a step further back. Raises NotFound where nothing is left.
+    """
+    past: list[str | None] = []
+    for kind, before, after in history:
+        if not past:
+            past.append(before)
+        if kind == "rollback" and len(past) > 1:
+            past.pop()
+        else:
+            past.append(after)
+    if len(past) < 2 or past[-2] is None:
+        raise NotFound("This alias has not pointed to another version before.")
+    return past[-2]
