@@ -21,6 +21,7 @@ from orchestrator.effects import Effects
 from orchestrator.errands import Asker, Errands
 from orchestrator.housekeeping import Housekeeping
 from orchestrator.intake import Intake
+from orchestrator.modelstats import ModelStats
 from orchestrator.persistence import jobs_of, session_of
 from orchestrator.ports import Connection, Port, Received, Sent
 from orchestrator.registry.change import Changes
@@ -68,6 +69,7 @@ class Broker:
         self.errands = Errands(self)
         self.shadows = Shadows(self)
         self.changes = Changes(self)
+        self.model_stats = ModelStats(core.fleet)
         self.schedulers: dict[str, str] = {}  # key -> name, of all that some worker knows; empty: none has said
         self._wakeup = wakeup
         self._context = zmq.Context()

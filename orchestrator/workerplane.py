@@ -55,6 +55,9 @@ class WorkerPlane:
             case WorkerEvent():
                 self._broker.feed(self._event(peer, message, received.frames))
             case Heartbeat():
+                worker = self._broker.core.fleet.by_peer.get(peer)
+                if worker is not None:
+                    self._broker.model_stats.take(worker, message.models)
                 self._broker.feed(self._heartbeat(peer, message))
             case Hello():
                 self._hello(peer, message)
@@ -90,7 +93,8 @@ class WorkerPlane:
     def _heartbeat(self, peer: Connection, heartbeat: Heartbeat) -> e.WorkerHeartbeat:
         held = [_held(job) for job in heartbeat.held]
         resident = frozenset(heartbeat.resident_models)
-        return e.WorkerHeartbeat(peer, held, heartbeat.memory_free, resident, heartbeat.quantum_age_ms)
+        about = heartbeat.memory_free, resident, heartbeat.quantum_age_ms, heartbeat.models_upto
+        return e.WorkerHeartbeat(peer, held, *about)
 
     def _event(self, peer: Connection, event: WorkerEvent, frames: list[Any]) -> e.WorkerEvent:
         attachments = [entry.to_wire() for entry in event.attachments]

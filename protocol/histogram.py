@@ -29,10 +29,15 @@ class Histogram:
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
         self.total_us += span_us
 
-    def merge(self, other: "Histogram") -> None:
+    def merge(self, other: "Histogram", times: int = 1) -> None:
+        """Add the other's times; with -1, take them out again."""
         for bucket, count in other.buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-        self.total_us += other.total_us
+            now = self.buckets.get(bucket, 0) + times * count
+            if now:
+                self.buckets[bucket] = now
+            else:
+                self.buckets.pop(bucket, None)
+        self.total_us += times * other.total_us
 
     @property
     def count(self) -> int:

@@ -11,6 +11,7 @@ NAME_LENGTH_MAX = 200
 PRIORITY_MAX = 9
 PRIORITY_DEFAULT = 4
 SPAN_MS_MAX = 30 * 24 * 3600 * 1000  # no timeout is longer than 30 days
+TIME_MS_MAX = 253_402_300_799_999  # the end of the year 9999, in ms since 1970
 HEARTBEAT_MODELS_MAX = 64  # of which one heartbeat tells figures
 ARTIFACT_INLINE_BYTES = 64 * KIB  # attachments above this are hashed off the broker thread
 

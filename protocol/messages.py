@@ -19,6 +19,7 @@ from protocol.limits import (
     PRIORITY_MAX,
     REQUEST_ID_PATTERN,
     SPAN_MS_MAX,
+    TIME_MS_MAX,
 )
 
 
@@ -28,6 +29,7 @@ def _integral(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(_integral)]
 Count = Annotated[int, Field(ge=0, le=INT_MAX), BeforeValidator(_integral)]
+TimeMs = Annotated[int, Field(ge=0, le=TIME_MS_MAX), BeforeValidator(_integral)]
 SpanMs = Annotated[int, Field(ge=1, le=SPAN_MS_MAX), BeforeValidator(_integral)]
 Priority = Annotated[int, Field(ge=0, le=PRIORITY_MAX), BeforeValidator(_integral)]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH_MAX)]
@@ -209,7 +211,7 @@ class ModelFigures(Message):
     """What a worker ran of one model since `since_ms`."""
 
     model_id: Name  # resolved: `name` or `name:version`
-    since_ms: Count  # when counting began, ms since 1970: another one, and all figures began anew
+    since_ms: TimeMs  # when counting began, ms since 1970: another one, and all figures began anew
     inference_count: Count = 0  # requests that went through it well, or pictures
     failures: Count = 0  # requests that it failed, not those that were wrong
     items: Count = 0  # of those that went well
@@ -219,8 +221,8 @@ class ModelFigures(Message):
     cache_misses: Count = 0
     loads: Count = 0  # into the device's memory
     load_ms: Count | None = None  # the last of them took
-    loaded_at_ms: Count | None = None  # the last of them ended, ms since 1970
-    reloaded_at_ms: Count | None = None  # it last took over from what had been loaded under its name
+    loaded_at_ms: TimeMs | None = None  # the last of them ended, ms since 1970
+    reloaded_at_ms: TimeMs | None = None  # it last took over from what had been loaded under its name
     nbytes: Count | None = None  # it takes on the device, while it is loaded
     total_us: Count = 0  # all inference times together, µs
     times: Times = []  # [bucket, count] of them, rising: bucket 0 up to 1 µs, b above 1.08^(b-1) µs, up to 1.08^b

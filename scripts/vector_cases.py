@@ -223,6 +223,12 @@ def worker_plane() -> list[Vector]:
               "request_id": "r-1", "fingerprint": PRINT, "exclusive": False, "durable": True, "priority": 4,
               "traceparent": None, "attachments": []}  # fmt: skip
     bad_hello = {**hello, "slots": 0}
+    beat = {"kind": "heartbeat", "held": [], "memory_free": 149_000_000_000, "resident_models": ["loc:1"],
+            "quantum_age_ms": 0, "models_upto": 7}  # fmt: skip
+    figures = {"model_id": "loc:1", "since_ms": 1_795_000_000_000, "inference_count": 3, "failures": 1, "items": 3,
+               "batches": 2, "batched_items": 3, "cache_hits": 1, "cache_misses": 3, "loads": 1, "load_ms": 180,
+               "loaded_at_ms": 1_795_000_000_180, "reloaded_at_ms": None, "nbytes": 700_000, "total_us": 4100,
+               "times": [[90, 2], [97, 1]]}  # fmt: skip
     cases: list[tuple[str, str, str, dict[str, Any], list[bytes]]] = [
         ("hello", "A worker's first message.", "to", hello, []),
         ("hello_held", "After a lost connection: the jobs it still holds.", "to",
@@ -236,9 +242,11 @@ def worker_plane() -> list[Vector]:
          {"kind": "refused", "error": error("unavailable", "A worker of this name is connected.", retryable=True)}, []),
         ("heartbeat", "The worker lives.", "to",
          {"kind": "heartbeat", "held": [held], "memory_free": 149_000_000_000, "resident_models": ["demo"],
-          "quantum_age_ms": 12}, []),
+          "quantum_age_ms": 12, "models": [], "models_upto": 0}, []),
+        ("heartbeat_models", "What was run of a model since the worker's start.", "to",
+         {**beat, "models": [figures]}, []),
         ("heartbeat_ack", "The orchestrator lives.", "from",
-         {"kind": "heartbeat_ack", "orchestrator_epoch": "01934b2e"}, []),
+         {"kind": "heartbeat_ack", "orchestrator_epoch": "01934b2e", "models_upto": 7}, []),
         ("rehello", "The orchestrator does not know this peer: say hello again.", "from",
          {"kind": "rehello", "orchestrator_epoch": "01934b2f"}, []),
         ("assign", "Run this attempt.", "from", assign, []),
@@ -269,6 +277,8 @@ def worker_plane() -> list[Vector]:
         vector("unknown_kind", "A kind a peer does not know is ignored.", {"kind": "sing"}, ignored=True, **to),
         vector("slots_zero", "A worker without slots.", bad_hello, **refused),
         vector("light_slots_too_many", "It takes at most 4096 light jobs.", {**hello, "light_slots": 4097}, **refused),
+        vector("times_falling", "The buckets of inference times rise.",
+               {**beat, "models": [{**figures, "times": [[97, 1], [90, 2]]}]}, **refused),
         vector("held_state_unknown", "A held job in no known state.",
                {**hello, "held": [{**held, "state": "asleep"}]}, **refused),
         vector("fingerprint_short", "A fingerprint has 32 bytes.",

@@ -53,6 +53,7 @@ def stats(broker: "Broker", ask: Ask) -> dict[str, Any]:
         "workers_free": sum(worker.free for worker in workers),
         "connections": core.askers.connections,
         "draining": core.draining,
+        "inference": broker.model_stats.totals(),
     }
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from protocol.limits import MIB
 from protocol.messages import Int
 from protocol.schemas.base import Action, ActionData, ResultData
+from protocol.schemas.model_figures import RunFigures
 
 
 class NoData(ActionData):
@@ -50,6 +51,7 @@ class StatsResult(ResultData):
     workers_free: int  # of these, with a free slot
     connections: int  # of clients
     draining: bool  # the server is stopping and takes no work
+    inference: RunFigures = RunFigures()  # of all models together
 
 
 ACTIONS = [

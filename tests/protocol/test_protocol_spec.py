@@ -29,7 +29,7 @@ def test_every_link_leads_somewhere() -> None:
 def test_every_message_has_its_table() -> None:
     told = set(re.findall(r"<!-- generated: message (\w+) -->", TEXT))
     models = {model for known in (FROM_WORKER, TO_WORKER, TO_CLIENT) for model in known.values()}
-    shapes = {"Request", "Attachment", "Timing", "HeldJob", "DeviceFacts", "Capabilities", "AttemptRef"}
+    shapes = {"Request", "Attachment", "Timing", "HeldJob", "DeviceFacts", "Capabilities", "AttemptRef", "ModelFigures"}
     assert told == shapes | {model.__name__ for model in models}
 
 

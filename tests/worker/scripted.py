@@ -64,7 +64,7 @@ class ScriptedOrchestrator:
         message = {**unpack_header(header), "frames": frames, "identity": self.identity}
         self.seen.append(message)
         if message["kind"] == "heartbeat" and self.acknowledge:
-            self.send("heartbeat_ack", orchestrator_epoch=self.epoch)
+            self.send("heartbeat_ack", orchestrator_epoch=self.epoch, models_upto=message["models_upto"])
         return message
 
     def expect(self, kind: str, timeout_s: float = 10.0, **fields: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,30 @@ def test_the_most_urgent_goes_first_between_two_steps(painter: ScriptedOrchestra
     assert between == []  # not one step of the other
     painter.send("cancel", job_id="slow", attempt=1)
     painter.acknowledge_result(painter.expect("result", 20))
+
+
+def test_pictures_are_counted_and_told_once(painter: ScriptedOrchestrator) -> None:
+    def last() -> dict[str, Any]:
+        """The figures of the latest heartbeat that told any."""
+        return next(m["models"][0] for m in reversed(painter.seen) if m["kind"] == "heartbeat" and m["models"])
+
+    def next_beats() -> list[dict[str, Any]]:
+        return [painter.expect("heartbeat") for _ in range(3)]
+
+    assert painter.run("first", "inference.text2img", {"prompt": "a", "steps": 2})["success"]
+    next_beats()
+    before = last()
+    assert (before["model_id"], before["loads"], before["failures"]) == ("tiny", 1, 0)
+    begun = time.monotonic()
+    assert painter.run("j", "inference.text2img", {"prompt": "a", "steps": 20, "num_images": 3})["success"]
+    elapsed_us = 1_000_000 * (time.monotonic() - begun)
+    next_beats()
+    after = last()
+    assert after["inference_count"] - before["inference_count"] == after["items"] - before["items"] == 3
+    assert 0 < after["total_us"] - before["total_us"] <= 3 * elapsed_us  # three pictures, side by side
+    assert sum(count for _, count in after["times"]) == after["inference_count"]
+    assert after["nbytes"] > 0
+    assert not any(beat["models"] for beat in next_beats())
 
 
 def test_a_model_that_is_to_be_kept_is_loaded_at_the_start(
