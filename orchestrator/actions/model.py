@@ -60,6 +60,7 @@ def info(broker: "Broker", ask: Ask) -> dict[str, Any]:
         **{field: offered.get(field) for field in ("family", "content_hash", "nbytes")},
         **{field: offered.get(field) or [] for field in ("actions", "workers", "resident_on")},
         **(registered_facts(known) if known is not None else {}),
+        **broker.model_stats.info(model_id),
     }
 
 

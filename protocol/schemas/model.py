@@ -12,6 +12,7 @@ from protocol.messages import FIRST_FAULT, Count, Int, Name
 from protocol.model_ids import ALIAS, NAME, VERSION
 from protocol.schemas.artifact import ArtifactRef
 from protocol.schemas.base import Action, ActionData, ResultData
+from protocol.schemas.model_figures import DeviceFigures, RunFigures
 from protocol.schemas.system import NoData
 from protocol.schemas.values import AttachmentRef, ModelId, Share
 
@@ -333,6 +334,8 @@ class ModelInfo(ResultData):
     resident_on: list[str] = []
     traffic: TrafficInfo | None = None  # of its name
     shadow: ShadowStats | None = None  # where it is or was a shadow
+    per_device: list[DeviceFigures] = []  # what connected workers that ran or loaded it have counted
+    totals: RunFigures = RunFigures()  # of all workers, also of those that are gone
 
 
 class ModelListResult(ResultData):

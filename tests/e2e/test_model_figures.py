@@ -3,6 +3,7 @@
 import pytest
 
 from orchestrator.client import Client, Result
+from protocol.schemas.model import ModelInfo
 from tests.e2e.house import ROOT, House, eventually
 
 PICTURE = {"prompt": "a red circle", "steps": 1}
@@ -32,10 +33,20 @@ def test_pictures_are_counted_once_whatever_dies() -> None:
         assert 3 * figures.avg_ms <= 2 * elapsed_ms + 1  # the two pictures of one job, side by side
         assert (figures.failures, figures.mean_batch_size, figures.cache_hit_rate) == (0, None, None)
 
+        [device] = client.fetch(ModelInfo, "model.info", {"model_id": "demo"}).per_device
+        assert (device.worker_id, device.device_id, device.kind) == ("w", "cpu", info.device["kind"])
+        assert (device.inference_count, device.resident, device.last_reloaded_at) == (3, True, None)
+        assert device.nbytes is not None
+        assert device.nbytes > 1_000_000
+        assert device.last_loaded_at is not None
+
         worker.child.kill()  # its next process counts from nought
         eventually(lambda: client.workers() == [] or client.stats().workers_free == 1, 30)
         _paint(client, 1)
         eventually(lambda: counted() == (4, 2), 20)
+        told = client.fetch(ModelInfo, "model.info", {"model_id": "demo"})
+        assert [device.inference_count for device in told.per_device] == [1]
+        assert told.totals == client.stats().inference
 
         assert house.orchestrator is not None
         house.orchestrator.kill()  # nothing of it is stored: the worker tells what it has counted itself
