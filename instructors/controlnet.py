@@ -111,6 +111,7 @@ def load(controlnet_id: str, loaded: "LoadedModel", context: Context) -> "Loaded
     from instructors.pipelines import controlnet
 
     try:
+        loaded.check_additions("ControlNets")
         files = controlnet_files.SHELF.find(controlnet_id, context.models)
         net = controlnet.resident(files, loaded, context)
     except AtelierError as error:

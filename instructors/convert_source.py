@@ -1,17 +1,19 @@
 """What a conversion begins with: a pipeline, a text model of transformers, or a single file, in the model folder."""
 
-import errno
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from instructors.models import INDEX, MIXING, ModelFolder, check_weights
-from protocol.errors import AtelierError, InvalidRequest, ModelInvalid, ModelNotFound, Unavailable
+from protocol.errors import InvalidRequest, ModelInvalid, ModelNotFound
 from protocol.limits import MIB
 from protocol.schemas.model_files import ModelConvert
 
 CONFIG = "config.json"
 CONFIG_BYTES_MAX = 1 * MIB
-FULL = (errno.ENOSPC, errno.EDQUOT)
+RECORD = "conversion.json"  # in the new model's folder: what it was made of, and how far it is from that
 CLASSES = {  # component -> those that are converted
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -20,46 +22,74 @@ CLASSES = {  # component -> those that are converted
 }
 
 
-def find(data: ModelConvert, models: ModelFolder) -> tuple[str, Path]:
-    """(kind, path), whose files were checked. Raises ModelNotFound, Forbidden, ModelInvalid and InvalidRequest."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is to be converted, and how. `kind`: pipeline, transformers or single_file; `content_hash`: SHA-256, hex."""
+
+    kind: str
+    name: str
+    path: Path
+    content_hash: str
+    to: str
+    precision: str
+
+    def to_wire(self) -> dict[str, str]:
+        """Equal for equal conversions."""
+        return {name: getattr(self, name) for name in ("name", "content_hash", "to", "precision")}
+
+    def to_process(self) -> dict[str, str]:
+        """All of it, for the process that converts."""
+        return {name: str(getattr(self, name)) for name in self.__slots__}
+
+    @staticmethod
+    def from_process(wire: Mapping[str, str]) -> "Source":
+        """What `to_process` gave."""
+        return Source(**{**wire, "path": Path(wire["path"])})  # type: ignore[arg-type]
+
+
+def find(data: ModelConvert, models: ModelFolder) -> Source:
+    """The source, its files checked. Raises ModelNotFound, Forbidden, ModelInvalid and InvalidRequest."""
     versions = models.versions(data.source)
-    path = models.contained(f"{data.source}:{versions[-1]}" if versions else data.source)
+    name = f"{data.source}:{versions[-1]}" if versions else data.source
+    path = models.contained(name)
     if path.is_file():
-        return _single_file(data, path)
-    if data.to != "onnx":
+        kind, content_hash = "single_file", _single_file(data, path)
+    elif data.to != "onnx":
         raise InvalidRequest("Only a single file is converted to a folder in diffusers layout.")
-    if (path / INDEX).exists():
-        return _pipeline(data, models)
-    if (path / CONFIG).exists():
-        models.inspect(path)
+    elif (path / INDEX).exists():
+        kind, content_hash = "pipeline", _pipeline(name, models)
+    elif (path / CONFIG).exists():
         check_text_model(path / CONFIG)
-        return "transformers", path
-    raise ModelNotFound("What has this name is neither a pipeline nor a model of transformers, with a config.json.")
+        kind, content_hash = "transformers", models.inspect(path)[0]
+    else:
+        raise ModelNotFound("What has this name is no pipeline, and no model of transformers, with a config.json.")
+    return Source(kind, name, path, content_hash, data.to, data.precision)
 
 
-def _single_file(data: ModelConvert, path: Path) -> tuple[str, Path]:
+def _single_file(data: ModelConvert, path: Path) -> str:
     if data.to != "diffusers":
         raise InvalidRequest("Convert a single file to diffusers first, and the result to ONNX.")
     if data.precision == "int8":
         raise InvalidRequest("A folder in diffusers layout is float32 or float16.")
     if not check_weights(path):
         raise ModelInvalid("It holds no weights; only safetensors are taken.")
-    return "single_file", path
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _pipeline(data: ModelConvert, models: ModelFolder) -> tuple[str, Path]:
-    model = models.pipeline(data.source)
+def _pipeline(name: str, models: ModelFolder) -> str:
+    model = models.pipeline(name)
     if model.runs_onnx:
         raise InvalidRequest("This model is in ONNX already; convert the one that it was made of.")
     if model.family not in MIXING:
         raise InvalidRequest(f"Models of the family {model.family} are not converted; {' and '.join(MIXING)} are.")
-    for name, classes in CLASSES.items():
-        part = model.components.get(name)
+    for component, classes in CLASSES.items():
+        part = model.components.get(component)
         if part is not None and part[1] not in classes:
-            raise InvalidRequest(f"Its {name} is of the class {part[1][:60]}, which is not converted.")
+            raise InvalidRequest(f"Its {component} is of the class {part[1][:60]}, which is not converted.")
     if not {"unet", "vae", "text_encoder"} <= {name for name, part in model.components.items() if part is not None}:
         raise InvalidRequest("A pipeline without a UNet, a VAE or a first text encoder is not converted.")
-    return "pipeline", model.path
+    return model.content_hash
 
 
 def check_text_model(config: Path) -> str:
@@ -76,10 +106,3 @@ def check_text_model(config: Path) -> str:
     if len(names) != 1 or type(names[0]) is not str or told.get("is_encoder_decoder"):
         raise InvalidRequest("Only encoders and classifiers of text are converted, and their config names one class.")
     return str(names[0])
-
-
-def no_room(error: OSError) -> AtelierError:
-    """What a client is told of a disk that takes no more."""
-    if error.errno in FULL:
-        return Unavailable("There is no room on the disk for the converted model; free some, and try again.")
-    return Unavailable("The model folder of this worker cannot be written to.")

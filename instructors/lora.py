@@ -82,6 +82,7 @@ def load(lora_id: str, loaded: "LoadedModel", context: Context) -> "Adapter":
     from instructors.pipelines.lora import LoraBase
 
     try:
+        loaded.check_additions("LoRAs")
         file = lora_files.folder(context.models.root).find(lora_id)
         base = LoraBase.of(loaded.pipeline("text2img"), context.device)
         key = f"lora {file.content_hash} {loaded.model.content_hash}"  # a file of another name is the same LoRA

@@ -145,6 +145,11 @@ class LoadedModel:
                 company = " with ControlNets" if plan.controlnets else ""
                 raise InvalidRequest(f"Models of the family {self.model.family} take no {name}{company}.")
 
+    def check_additions(self, noun: str) -> None:
+        """Raise InvalidRequest where nothing of this kind can be laid over the model."""
+        if self.model.runs_onnx:
+            raise InvalidRequest(f"A model of ONNX graphs takes no {noun}; ask the one that it was made of.")
+
     def check_sampling(self, data: "PictureData", scheduler: Any) -> None:
         """Raise InvalidRequest for what would have no effect, or cannot be done."""
         name = type(scheduler).__name__

@@ -20,6 +20,7 @@ def resident(vae_id: str, loaded: LoadedModel, context: Context) -> LoadedCompon
     Raises ModelNotFound, Forbidden, ModelInvalid, also where its latents are not the model's, and OutOfMemory.
     """
     try:
+        loaded.check_additions("other VAE")
         files = SHELF.find(vae_id, context.models)
         _check_fits(files, loaded)
         vae = component("VAE", AutoencoderKL, files, getattr(torch, loaded.dtype), context)

@@ -1,19 +1,25 @@
 """The process that converts: an order on its standard input, lines of JSON on its standard output.
 
-A line is `{"progress", "doing"}`, at the end `{"components"}` or `{"error"}`. It ends when its standard input does.
+A line is `{"progress", "doing"}`, the last one `{"components"}` or `{"error"}`. It ends when its standard input does.
 """
 
+import errno
 import json
 import logging
 import os
 import sys
 import threading
-import warnings
+import traceback
+from collections.abc import Callable
 from typing import Any
 
-from instructors.convert_source import no_room
-from protocol.errors import AtelierError, ModelInvalid
+from instructors.convert_source import RECORD
+from instructors.models import ModelFolder
+from instructors.pipelines.convert.order import Order, Report
+from instructors.sources.placing import put_in_place
+from protocol.errors import AtelierError, ModelInvalid, Unavailable
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NICENESS = 10  # the worker beside it has requests to answer
 
 
@@ -25,37 +31,47 @@ def main() -> None:
     def tell(message: dict[str, Any]) -> None:
         lines.write(json.dumps(message) + "\n")
 
-    order = json.loads(sys.stdin.readline())
+    order = Order.from_wire(json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    warnings.simplefilter("ignore")  # the tracer warns of what is compared afterwards
     logging.disable(logging.WARNING)
     os.nice(NICENESS)
     try:
-        tell({"components": _convert(order, tell)})
+        tell({"components": convert(order, lambda progress, doing: tell({"progress": progress, "doing": doing}))})
     except AtelierError as error:
         tell({"error": error.to_wire()})
-    except Exception as error:
-        print(repr(error), file=sys.stderr)
-        tell({"error": _blamed(error).to_wire()})
+    except OSError as error:
+        traceback.print_exc()
+        problem = "has no room left" if error.errno in FULL else "cannot be written to or read"
+        tell({"error": Unavailable(f"The disk of the model folder {problem}; nothing was put there.").to_wire()})
+    except Exception:
+        traceback.print_exc()
+        tell({"error": ModelInvalid("The libraries cannot convert what its files hold.").to_wire()})
 
 
-def _convert(wire: dict[str, str], tell: Any) -> dict[str, Any]:
-    from instructors.pipelines.convert import pipelines, texts
-    from instructors.pipelines.convert.order import Order
+def convert(order: Order, report: Report) -> dict[str, Any]:
+    """Make the model, note what it was made of, check it as any model, and put it in place. Gives each part's
+    difference from the source. Raises what makes it unusable."""
+    order.folder.mkdir(parents=True)
+    components = _way(order.source.kind)(order, report)
+    record = {"made_of": order.source.to_wire(), "components": components}
+    (order.folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    model = ModelFolder(order.staging).find(f"{order.target.parent.name}:{order.target.name}")
+    put_in_place(model, order.target.parent.parent)
+    return components
 
-    ways = {"pipeline": pipelines.convert, "transformers": texts.convert}
-    order = Order.from_wire(wire)
-    return ways[order.kind](order, lambda progress, doing: tell({"progress": progress, "doing": doing}))
 
+def _way(kind: str) -> Callable[[Order, Report], dict[str, Any]]:
+    if kind == "pipeline":
+        from instructors.pipelines.convert import pipelines
 
-def _blamed(error: Exception) -> AtelierError:
-    if isinstance(error, OSError) and error.errno is not None:
-        return no_room(error)
-    return ModelInvalid("Its files cannot be converted: the libraries do not take them.")
+        return pipelines.convert
+    from instructors.pipelines.convert import texts
+
+    return texts.convert
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    sys.stdin.buffer.read()
     os._exit(1)
 
 

@@ -1,5 +1,6 @@
 """A torch module written as an ONNX graph: traced once, its open axes named, and held against the module itself."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def write(graph: Graph, file: Path) -> None:
     """Trace the module and write its graph. What torch cannot trace raises an error of its own."""
     example = graph.example(0)
     dynamic = tuple(dict.fromkeys(graph.open_axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in example)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of what is compared afterwards
         # traced here: the exporter's own attempt at symbolic sizes of a UNet fails, and its second one takes longer
         traced = torch.export.export(graph.module, tuple(example.values()), dynamic_shapes=dynamic, strict=False)
         program = torch.onnx.export(

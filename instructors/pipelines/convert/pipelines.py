@@ -36,7 +36,7 @@ def convert(order: Order, report: Report) -> dict[str, Any]:
 
     Raises ModelInvalid where one is too large, or the files make no pipeline.
     """
-    index = json.loads((order.source / INDEX).read_text(encoding="utf-8"))
+    index = json.loads((order.source.path / INDEX).read_text(encoding="utf-8"))
     there = [name for name in PARTS if index.get(name, [None])[0] is not None]
     graphs = [(name, folder) for name in there for folder in PARTS[name]]
     differences = {}
@@ -45,19 +45,19 @@ def convert(order: Order, report: Report) -> dict[str, Any]:
         differences[folder] = _part(order, name, folder, index[name])
         gc.collect()
     for name in COPIED:
-        if (order.source / name).is_dir():
-            shutil.copytree(order.source / name, order.target / name)
-    _write_index(index, order.target)
+        if (order.source.path / name).is_dir():
+            shutil.copytree(order.source.path / name, order.folder / name)
+    _write_index(index, order.folder)
     return differences
 
 
 def _part(order: Order, name: str, folder: str, kind: list[str]) -> dict[str, float]:
-    module = _load(order.source / name, kind)
-    precision = order.precision
+    module = _load(order.source.path / name, kind)
+    precision = order.source.precision
     if name in PRECISE and (precision == "int8" or module.config.get("force_upcast", False)):
         precision = "float32"  # such a VAE says that it overflows in halves
-    difference = made(PARTS[name][folder](module), order.target / folder / GRAPH_FILE, precision, folder)
-    shutil.copy(order.source / name / "config.json", order.target / folder)
+    difference = made(PARTS[name][folder](module), order.folder / folder / GRAPH_FILE, precision, folder)
+    shutil.copy(order.source.path / name / "config.json", order.folder / folder)
     return difference
 
 

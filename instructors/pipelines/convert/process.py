@@ -46,9 +46,12 @@ class Process:
             return [json.loads(line) for line in lines]
         return []
 
-    def close(self) -> None:
+    def kill(self) -> None:
         """End it at once, wherever it is."""
         self._process.kill()
+
+    def close(self) -> None:
+        """Wait for its end, after `kill`."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_GRACE_S)
         for end in (self._input, self._output):

@@ -38,14 +38,14 @@ def convert(order: Order, report: Report) -> dict[str, Any]:
     Raises InvalidRequest for another kind of model, and ModelInvalid.
     """
     report(0.0, "model")
-    kind: Any = getattr(transformers, check_text_model(order.source / CONFIG), None)
+    kind: Any = getattr(transformers, check_text_model(order.source.path / CONFIG), None)
     known = isclass(kind) and issubclass(kind, transformers.PreTrainedModel)
     if not known:
         raise InvalidRequest("Its class is none of transformers'.")
     if kind.main_input_name != "input_ids":
         raise InvalidRequest("Only encoders and classifiers of text are converted.")
     model, found = kind.from_pretrained(
-        order.source, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+        order.source.path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
         attn_implementation="eager",
     )  # fmt: skip
     if wrong := [*found["missing_keys"], *found["mismatched_keys"]]:
@@ -53,10 +53,10 @@ def convert(order: Order, report: Report) -> dict[str, Any]:
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     report(0.1, "model")
-    difference = made(_graph(model), order.target / GRAPH_FILE, order.precision, "model")
+    difference = made(_graph(model), order.folder / GRAPH_FILE, order.source.precision, "model")
     for name in (CONFIG, *TOKENIZER_FILES):
-        if (order.source / name).is_file():
-            shutil.copy(order.source / name, order.target)
+        if (order.source.path / name).is_file():
+            shutil.copy(order.source.path / name, order.folder)
     return {"model": difference}
 
 
