@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from instructors.manifest import Manifest
+from instructors.processing import chain
 from orchestrator.client import Client
 from scripts.demo_model.judge import judge
 from tests.docs import pages
@@ -184,6 +187,23 @@ def test_mixing_in_loras(studio: Studio) -> None:
         (studio.folder / "hollow.png").unlink()
         assert run(studio, generate) == "hollow.png\n"
     assert "demo-hollow" in run(studio, listing)
+
+
+def test_predicting(studio: Studio) -> None:
+    """The guide's examples, one after the other; its manifests are ones that a model could have."""
+    guide = pages.text("docs/guides/predict.md")
+    said = "".join(
+        run(studio, [sys.executable, "-c", re.sub(r"Client\(\)", f"Client({studio.endpoint!r})", code)])
+        for code in pages.blocks(guide, "python")
+    )
+    assert said == "0.95 (1, 2)\n4\n['Prediction', 'InvalidRequest']\n8\n"
+    (line,) = "".join(pages.blocks(guide, "sh")).splitlines()
+    assert json.loads(run(studio, line))["predictions"][0]["confidence"] == 0.95
+    (studio.folder / "labels.txt").write_text("cat\ndog")
+    for toml in pages.blocks(guide, "toml"):
+        manifest = Manifest.model_validate(tomllib.loads(toml))
+        assert chain(manifest.preprocess, studio.folder).steps
+        assert chain(manifest.postprocess, studio.folder).steps
 
 
 def test_asking_before_and_looking_after(studio: Studio) -> None:

@@ -83,6 +83,7 @@ def test_labels_a_threshold_and_what_a_request_may_set() -> None:
     }
     found = run(values, step, k=3, threshold=0.25)
     assert [[entry["label"] for entry in item] for item in found["classes"]] == [["dog"], ["cat", "hen"]]
+    assert len(run(values, step, k=3, threshold=0.5)["classes"][1]) == 1  # at the threshold is enough
     assert chain([step], Path()).per_request == {"k", "threshold"}
     with pytest.raises(InvalidRequest, match=r"parameters\.k"):
         run(values, step, k=0)

@@ -46,6 +46,24 @@ def test_a_letterboxed_picture_lies_in_the_middle_of_grey() -> None:
     assert (made[15:] == 114).all()
 
 
+def test_of_an_odd_rest_the_smaller_half_comes_first() -> None:
+    """As the training of YOLO has it."""
+    made = np.asarray(resized(noise(10, 5), width=10, height=10, mode="letterbox"))
+    assert np.array_equal(made[2:7], np.asarray(noise(10, 5)))
+    assert (made[[0, 1, 7, 8, 9]] == 114).all()
+
+
+def test_a_part_that_is_enlarged_lies_where_it_came_from() -> None:
+    """Pixel (3, 4) of the picture, white, after its middle was cut out and made three times as large."""
+    image = Image.new("RGB", (10, 10))
+    image.putpixel((3, 4), (255, 255, 255))
+    crop = {"step": "center_crop", "width": 6, "height": 4}
+    values = run({"images": [image]}, crop, {"step": "resize", "width": 18, "height": 12, "interpolation": "nearest"})
+    assert values["images"][0].getbbox() == (3, 3, 6, 6)
+    (place,) = values[PLACEMENTS]
+    assert place == {"scale": (3, 3), "offset": (-6, -9), "size": (10, 10), "canvas": (18, 12)}
+
+
 def test_a_covering_picture_keeps_its_middle() -> None:
     made = np.asarray(resized(noise(40, 20), width=10, height=10, mode="cover"))
     whole = np.asarray(noise(40, 20).resize((20, 10), Image.Resampling.BILINEAR))
