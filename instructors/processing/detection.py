@@ -87,6 +87,7 @@ def nms(values: Values, params: Nms) -> Values:
                     "label": label(names, int(kind)),
                 }
                 for box, index, kind in zip(answered, chosen, classes, strict=True)
+                if (box[2:] > box[:2]).all()  # none that lies beside the picture
             ]
         )
     return {**{name: value for name, value in values.items() if name not in params.consumed}, params.output: found}
@@ -154,7 +155,7 @@ def _chosen(boxes: Array, scores: Array, params: Nms) -> tuple[Array, Array]:
         indices, classes = indices[best], classes[best]
     apart = boxes[indices]
     if not params.across_classes and len(apart):  # so far apart that boxes of two classes share nothing
-        apart = apart - apart.min() + (classes * (np.ptp(apart) + 1))[:, None]
+        apart = apart + (classes * (np.ptp(apart) + 1))[:, None]
     kept = suppress(apart, scores[indices, classes], params.iou, params.max_detections)
     return indices[kept], classes[kept]
 

@@ -138,6 +138,16 @@ def test_several_classes_of_a_box_and_a_background() -> None:
     assert [entry["index"] for entry in found] == [1]
 
 
+def test_boxes_end_at_the_pictures_edges() -> None:
+    """A picture of 20 x 10, letterboxed to 20 x 20: one box hangs over its edges, one lies beside it."""
+    letterbox = {"step": "resize", "width": 20, "height": 20, "mode": "letterbox"}
+    seen = run({"images": [Image.new("RGB", (20, 10))]}, letterbox, {"step": "to_tensor", "output": "x"})
+    rows = np.array([[[-5, 0, 30, 8], [0, 16, 9, 20]]])
+    step = {"step": "nms", "layout": "boxes", "boxes": "b", "scores": "s", "format": "xyxy"}
+    (told,) = run({**seen, "b": rows, "s": np.ones((1, 2, 1))}, step)["detections"]
+    assert [entry["box"] for entry in told] == [[0, 0, 20, 3]]
+
+
 def test_boxes_that_are_none_are_left_out() -> None:
     rows = [[0, 0, 4, 4], [np.nan, 0, 4, 4], [0, 0, np.inf, 4], [3, 3, 3, 9], [5, 5, 1, 9], [-1e30, 0, 1e30, 1]]
     values = {"b": np.array([rows]), "s": np.ones((1, 6, 1))}
