@@ -12,8 +12,8 @@ from tests.instructors import onnx_models as models
 
 MULTIPLY = (
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Mul node. "
-    "Name:'/layer/Mul' Status Message: /onnxruntime_src/onnxruntime/core/element_wise_ops.h:583 void onnxruntime::BroadcastIterator::"
-    "Append(ptrdiff_t, ptrdiff_t) axis == 1 was false. 2 by 3\n"
+    "Name:'/layer/Mul' Status Message: /onnxruntime_src/onnxruntime/core/element_wise_ops.h:583 "
+    "void onnxruntime::BroadcastIterator::Append(ptrdiff_t, ptrdiff_t) axis == 1 was false. 2 by 3\n"
 )
 CUDA = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:129 std::conditional_t<THRW, void, Status> "

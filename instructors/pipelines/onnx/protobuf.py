@@ -83,6 +83,8 @@ class Walk:
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         """The number, and where it ends."""
         index = at - self._window_at
+        if at < end and 0 <= index < len(self._window) and self._window[index] < 128:  # nearly all of them
+            return self._window[index], at + 1
         if not 0 <= index <= len(self._window) - VARINT_BYTES_MAX:
             self._fill(at)
             index = 0
