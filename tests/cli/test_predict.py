@@ -103,6 +103,7 @@ def test_outputs_become_files_within_the_folder(desk: Desk) -> None:
     paths = {name: desk.folder / entry["path"] for name, entry in told.items()}
     assert {path.parent for path in paths.values()} == {desk.folder / "out/new"}
     assert len(set(paths.values())) == 3
+    assert not any(path.name.startswith(".") for path in paths.values())
     np.testing.assert_array_equal(np.load(paths["y"]), ROWS)
     assert np.load(paths["../y"]).tolist() == ["ab"]
     assert np.load(paths[".._y"]).tolist() == [0] * 500

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from instructors.processing import Values, chain
+from instructors.processing import Values, chain, detection
 from instructors.processing.detection import suppress
 from protocol.errors import InvalidRequest, ModelInvalid
 
@@ -167,6 +167,14 @@ def test_what_a_request_may_set() -> None:
     assert len(run(values, step, confidence=0.0, max_detections=4)["detections"][0]) == 4
     with pytest.raises(InvalidRequest, match=r"parameters\.iou"):
         run(values, step, iou=2)
+
+
+def test_of_too_many_boxes_the_best_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detection, "CANDIDATES_MAX", 2)
+    boxes = np.array([[[index * 10, 0, index * 10 + 5, 5] for index in range(4)]])
+    values = {"b": boxes, "s": np.array([[[0.3], [0.9], [0.4], [0.9]]])}
+    step = {"step": "nms", "layout": "boxes", "boxes": "b", "scores": "s", "format": "xyxy"}
+    assert [entry["box"][0] for entry in run(values, step)["detections"][0]] == [10, 30]
 
 
 def test_no_more_boxes_than_there_is_time_for() -> None:

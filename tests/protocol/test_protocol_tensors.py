@@ -86,6 +86,12 @@ def test_bfloat16_is_the_nearest(number: float) -> None:
     assert bits == below + (rest > 0x8000 or (rest == 0x8000 and below % 2 == 1))
 
 
+@pytest.mark.parametrize(("exact", "rounded"), [(0x3F808000, 0x3F80), (0x3F818000, 0x3F82), (0x3F808001, 0x3F81)])
+def test_bfloat16_halfway_is_the_even_one(exact: int, rounded: int) -> None:
+    (number,) = struct.unpack("<f", struct.pack("<I", exact))
+    assert from_list(number, "bfloat16").data == struct.pack("<H", rounded)
+
+
 def test_bfloat16_arrays_are_their_bits() -> None:
     bits = np.array([0x3F80, 0xC000], np.uint16)
     tensor = from_numpy(bits, "bfloat16")
@@ -195,6 +201,7 @@ def refused(*inputs: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
         ({"data": bytes(7)}, "has 7 bytes; float32 of shape [2] has 8"),
         ({"shape": []}, "has 8 bytes; float32 of shape [] has 4"),
         ({"dtype": "string", "data": bytes(7)}, "has at least 8"),
+        ({"dtype": "string", "shape": [1, 0], "data": bytes(4)}, "has 4 bytes"),
         ({"shape": [0, 2], "data": b""}, "zero items"),
         ({"shape": [2**29], "data": {"attachment": 0}}, f"has {2**31} bytes by its shape; {TENSOR_BYTES_MAX}"),
     ],
