@@ -120,6 +120,7 @@ def end(message: str, code: int) -> NoReturn:
         "validate": ("orchestrator.cli.validate:validate", "Ask whether a request would run, where, and how long."),
         "jobs": ("orchestrator.cli.jobs:jobs", "List, show, watch and cancel jobs."),
         "sessions": ("orchestrator.cli.sessions:sessions", "List, show, create and cancel sessions."),
+        "models": ("orchestrator.cli.models:models", "List models, register versions, share out traffic."),
         "loras": ("orchestrator.cli.loras:loras", "List, load and unload LoRAs."),
         "controlnets": ("orchestrator.cli.controlnets:controlnets", "List ControlNets, and make pictures they follow."),
         "workers": ("orchestrator.cli.workers:workers", "List the workers, or let one leave."),

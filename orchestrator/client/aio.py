@@ -24,6 +24,7 @@ from orchestrator.client.core import (
 )
 from orchestrator.client.events import EventStream, JobEvent
 from orchestrator.client.job import Job
+from orchestrator.client.models import AsyncModels
 from orchestrator.client.pictures import Picture, attach_pictures
 from orchestrator.client.results import Blob, Image, Result
 from orchestrator.client.tensors import Prediction, attach_inputs, attach_requests, prediction_of, predictions_of
@@ -34,7 +35,6 @@ from protocol.schemas.controlnet import ControlNetListResult
 from protocol.schemas.inference import ValidateResult
 from protocol.schemas.job import CancelResult, JobInfo, JobListResult
 from protocol.schemas.lora import LoraInfo, LoraListResult
-from protocol.schemas.model import ModelListResult
 from protocol.schemas.session import SessionCancelResult, SessionInfo, SessionListResult
 from protocol.schemas.system import CapabilitiesResult, InfoResult, PingResult, StatsResult
 from protocol.schemas.worker import WorkerInfo, WorkerListResult
@@ -122,6 +122,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self)
         self.sessions = AsyncSessions(self)
         self.artifacts = AsyncArtifacts(self)
+        self.models = AsyncModels(self)
         self.loras = AsyncLoras(self)
         self.controlnets = AsyncControlNets(self)
 
@@ -243,16 +244,17 @@ class AsyncClient:
     ) -> ValidateResult:
         """Would this request run, where and how long? Nothing is done; a refusal is told in `error`, not raised."""
         asked, header = await asyncio.to_thread(validation, action, data, options)
-        result = await self._answer(self.core.ask("inference.validate", asked, **header), timeout_s)
+        result = await self.answer(self.core.ask("inference.validate", asked, **header), timeout_s)
         return result.parse(ValidateResult)
 
     async def call(
         self, action: str, data: Data | None = None, *, attachments: Sequence[Blob] = (), timeout_s: float | None = None
     ) -> Result:
         """One request, one answer: for what the orchestrator answers itself."""
-        return await self._answer(self.core.ask(action, data, attachments), timeout_s)
+        return await self.answer(self.core.ask(action, data, attachments), timeout_s)
 
-    async def _answer(self, pending: Pending, timeout_s: float | None) -> Result:
+    async def answer(self, pending: Pending, timeout_s: float | None) -> Result:
+        """Await the answer of a request that was sent; it is dropped where the wait is given up."""
         try:
             return await self.wait(pending.future, timeout_s)
         except BaseException:
@@ -276,9 +278,6 @@ class AsyncClient:
 
     async def capabilities(self) -> CapabilitiesResult:
         return await self.fetch(CapabilitiesResult, "system.capabilities")
-
-    async def models(self) -> ModelListResult:
-        return await self.fetch(ModelListResult, "model.list")
 
     async def workers(self, timeout_s: float | None = None) -> list[WorkerInfo]:
         return (await self.fetch(WorkerListResult, "worker.list", timeout_s=timeout_s)).workers

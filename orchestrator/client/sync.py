@@ -19,6 +19,7 @@ from orchestrator.client.core import (
 )
 from orchestrator.client.events import JobEvent
 from orchestrator.client.job import Job
+from orchestrator.client.models import Models
 from orchestrator.client.pictures import Picture, attach_pictures
 from orchestrator.client.results import Blob, Image, Result
 from orchestrator.client.tensors import Prediction, attach_inputs, attach_requests, prediction_of, predictions_of
@@ -29,7 +30,6 @@ from protocol.schemas.controlnet import ControlNetListResult
 from protocol.schemas.inference import ValidateResult
 from protocol.schemas.job import CancelResult, JobInfo, JobListResult
 from protocol.schemas.lora import LoraInfo, LoraListResult
-from protocol.schemas.model import ModelListResult
 from protocol.schemas.session import SessionCancelResult, SessionInfo, SessionListResult
 from protocol.schemas.system import CapabilitiesResult, InfoResult, PingResult, StatsResult
 from protocol.schemas.worker import WorkerInfo, WorkerListResult
@@ -60,6 +60,7 @@ class Client:
         self.jobs = Jobs(self)
         self.sessions = Sessions(self)
         self.artifacts = Artifacts(self)
+        self.models = Models(self)
         self.loras = Loras(self)
         self.controlnets = ControlNets(self)
 
@@ -221,9 +222,6 @@ class Client:
     def capabilities(self) -> CapabilitiesResult:
         """The actions, models and schedulers of the connected workers."""
         return self.fetch(CapabilitiesResult, "system.capabilities")
-
-    def models(self) -> ModelListResult:
-        return self.fetch(ModelListResult, "model.list")
 
     def workers(self, timeout_s: float | None = None) -> list[WorkerInfo]:
         return self.fetch(WorkerListResult, "worker.list", timeout_s=timeout_s).workers

@@ -216,7 +216,7 @@ def test_what_the_server_says_of_itself(client: Client) -> None:
     assert client.info().protocol == 1
     assert client.stats().workers == 1
     assert "inference.text2img" in client.capabilities().actions
-    assert client.models().default_model_id == "demo"
+    assert client.models.list().default_model_id == "demo"
     assert isinstance(client.jobs, Jobs)
 
 

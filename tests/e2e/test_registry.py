@@ -31,6 +31,6 @@ def test_a_picture_that_names_no_model_is_painted_by_the_one_that_can(client: Cl
     result = client.text2img(PROMPT, steps=2, seed=7)
     assert result.images[0].recipe is not None
     assert result.images[0].recipe["model_id"] == "demo"
-    told = client.models()
+    told = client.models.list()
     assert told.default_model_id == told.default_model_ids["inference.img2img"] == "demo"
     assert told.default_model_ids["inference.predict"] == "localisation"
