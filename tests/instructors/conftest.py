@@ -6,6 +6,7 @@ import pytest
 
 from instructors.models import ModelFolder
 from instructors.registry import Registry, load
+from instructors.statistics import Statistics
 from instructors.task import Blob, Padding, R, Result
 from protocol.enums import EventName
 from protocol.errors import Cancelled
@@ -27,6 +28,7 @@ class Desk:
 
     def __init__(self, root: Path | None) -> None:
         self.models = ModelFolder(root)
+        self.statistics = Statistics()
         self.events: list[tuple[EventName, dict[str, Any], Sequence[Blob]]] = []
         self.quanta = 0
         self.cancel_at: int | None = None
