@@ -1,5 +1,6 @@
 """`atelier models`: what there is."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,9 +17,11 @@ from orchestrator.cli.common import (
 from orchestrator.cli.group import LazyGroup
 
 if TYPE_CHECKING:
-    from protocol.schemas.model import ModelInfo, ShadowStats, TrafficInfo
+    from protocol.schemas.model import ModelInfo, ModelOnWorker, ShadowStats, TrafficInfo, WorkerModels
+    from protocol.schemas.model_figures import DeviceFigures
 
 CHANGES = "orchestrator.cli.model_changes"
+TABLES = {"traffic", "shadow", "metadata", "metrics", "tags", "source", "totals", "per_device"}  # of `show`
 
 
 @click.group(
@@ -94,7 +97,7 @@ def show(model_id: str, as_json: bool, connect: str | None) -> None:
 
 
 def _print_info(info: "ModelInfo") -> None:
-    shown = info.model_dump(mode="json", exclude={"traffic", "shadow", "metadata", "metrics", "tags", "source"})
+    shown = info.model_dump(mode="json", exclude=TABLES)
     lists = {name: ", ".join(value) for name, value in shown.items() if isinstance(value, list)}
     nbytes = None if info.nbytes is None else in_units(info.nbytes)
     print_facts({**shown, **lists, "nbytes": nbytes, "registered": "yes" if info.registered else None})
@@ -103,12 +106,29 @@ def _print_info(info: "ModelInfo") -> None:
         if facts:
             click.echo()
             print_table((title, "VALUE"), [(name, _plain(value)) for name, value in facts.items()], "")
+    if info.per_device:
+        click.echo()
+        _print_figures(info.per_device)
     if info.traffic is not None:
         click.echo()
         print_traffic(info.traffic)
     if info.shadow is not None:
         click.echo()
         _print_shadow(info.shadow)
+
+
+def _print_figures(devices: "Sequence[DeviceFigures]") -> None:
+    rows = [
+        (
+            f"{at.worker_id} ({at.device_id})",
+            at.inference_count,
+            *("" if ms is None else f"{ms:.1f} ms" for ms in (at.avg_ms, at.p50_ms, at.p95_ms, at.p99_ms)),
+            "" if at.cache_hit_rate is None else f"{at.cache_hit_rate:.0%}",
+            at.last_reloaded_at or at.last_loaded_at,
+        )
+        for at in devices
+    ]
+    print_table(("WORKER", "RUN", "AVERAGE", "P50", "P95", "P99", "FROM CACHE", "LOADED"), rows, "")
 
 
 def print_traffic(traffic: "TrafficInfo") -> None:
@@ -155,7 +175,7 @@ def status(model_id: str | None, as_json: bool, connect: str | None) -> None:
         _print_status(found)
 
 
-def _print_status(workers: "Any") -> None:
+def _print_status(workers: "Sequence[WorkerModels]") -> None:
     rows = [
         (worker.worker_id, f"{worker.device_id} ({worker.device_kind})", model.model_id, _state(model))
         for worker in workers
@@ -164,7 +184,7 @@ def _print_status(workers: "Any") -> None:
     print_table(("WORKER", "DEVICE", "MODEL", "STATE"), rows, "No connected worker has it.")
 
 
-def _state(model: Any) -> str:
+def _state(model: "ModelOnWorker") -> str:
     if model.problem is not None:
         return f"unusable: {model.problem}"
     words = ["loaded" if model.resident else "on disk"]
