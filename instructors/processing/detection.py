@@ -144,12 +144,13 @@ def _chosen(boxes: Array, scores: Array, params: Nms) -> tuple[Array, Array]:
     """Which boxes of one item are answered, and their classes. Boxes without an area, or with NaN, are none."""
     usable = (np.abs(boxes) < EXTENT_MAX).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     wanted = usable[:, None] & (scores >= params.confidence)
-    if params.layout != "boxes":
-        best = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1)
-        wanted &= np.arange(scores.shape[1]) == best[:, None]
-    if params.background is not None:
-        wanted[:, params.background : params.background + 1] = False
-    indices, classes = np.nonzero(wanted)
+    if params.layout == "boxes":
+        indices, classes = np.nonzero(wanted)
+    else:
+        indices = np.flatnonzero(wanted.any(axis=1))
+        classes = np.where(wanted[indices], scores[indices], -np.inf).argmax(axis=1)
+    something = classes != params.background
+    indices, classes = indices[something], classes[something]
     if len(indices) > CANDIDATES_MAX:
         best = np.sort(np.argsort(-scores[indices, classes], kind="stable")[:CANDIDATES_MAX])
         indices, classes = indices[best], classes[best]

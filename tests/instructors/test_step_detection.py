@@ -133,9 +133,10 @@ def test_several_classes_of_a_box_and_a_background() -> None:
     values = {"b": np.array([[[0, 0, 1, 1]]]), "s": np.array([[[0.9, 0.6, 0.7]]])}
     step = {"step": "nms", "layout": "boxes", "boxes": "b", "scores": "s", "format": "xyxy", "background": 0}
     assert [entry["index"] for entry in run(values, step)["detections"][0]] == [2, 1]
-    yolo = {"y": np.array([[[2, 2, 2, 2, 0.6, 0.7]]]).transpose(0, 2, 1)}
-    found = run(yolo, {"step": "nms", "layout": "yolov8", "input": "y"})["detections"][0]
-    assert [entry["index"] for entry in found] == [1]
+    yolo = {"y": np.array([[[2, 2, 2, 2, 0.6, 0.7, np.nan]]]).transpose(0, 2, 1)}
+    for background, best in ((None, [1]), (0, [1]), (1, [])):
+        found = run(yolo, {"step": "nms", "layout": "yolov8", "input": "y", "background": background})["detections"][0]
+        assert [entry["index"] for entry in found] == best
 
 
 def test_boxes_end_at_the_pictures_edges() -> None:
