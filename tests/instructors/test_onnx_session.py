@@ -44,6 +44,7 @@ def test_a_reason_has_no_paths(text: str, told: str) -> None:
         (ValueError("Required inputs (['b']) are missing"), InvalidRequest),
         (Fail("Failed to allocate memory for requested buffer of size 1600000000"), OutOfMemory),
         (RuntimeException("std::bad_alloc"), OutOfMemory),
+        (RuntimeError("pthread_create failed, error code: 12 error msg: Cannot allocate memory"), OutOfMemory),
         (MemoryError(), OutOfMemory),
         (Fail(CUDA + "CUDA failure 2: out of memory"), OutOfMemory),
         (Fail(CUDA + "CUDA failure 700: an illegal memory access was encountered"), DeviceFailed),
