@@ -8,7 +8,7 @@ from typing import Any
 
 from instructors import controlnet_files, lora_files
 from instructors.catalogue.content import Content
-from instructors.catalogue.index import Index, default_path
+from instructors.catalogue.index import Index, path_in
 from instructors.catalogue.scan import Scan
 from instructors.catalogue.settings import MODELS, folders
 from instructors.manifest import onnx_file
@@ -37,7 +37,7 @@ class Discover(Task):
         self._data = data
         self._models = context.models
         chosen = {label: path for label, path in allowed.items() if label in (data.folders or allowed)}
-        self._scan = Scan(chosen, Index.load(default_path(root) if root else None))
+        self._scan = Scan(chosen, Index.load(path_in(context.cache_dir, root)))
         self._work = self._scan.work()
 
     def step(self) -> Result | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from instructors.catalogue import judge
 from instructors.models import KNOWN_SHOWN, NAME, WEIGHTS_SUFFIXES, check_weights
 from protocol.errors import AtelierError, Forbidden, ModelInvalid, ModelNotFound
 from protocol.limits import MIB, NAME_LENGTH_MAX
@@ -32,7 +33,6 @@ WORD_LENGTH_MAX = 100
 CONFIG = "lora_adapter_metadata"  # where diffusers writes peft's settings, as JSON
 SUFFIXES = (".safetensors", *sorted(WEIGHTS_SUFFIXES - {".safetensors"}))
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-BASE_MODELS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL"}  # by the width of the text that the UNet attends to
 REFUSED = {  # what a tensor's name ends in or contains -> what the file is
     "lokr_": "LoKr",
     "hada_": "LoHa",
@@ -185,7 +185,7 @@ def read(path: Path, lora_id: str) -> LoraFile:
         config=config,
         ranks=tuple(sorted({shapes[name][0] for name in downs})),
         targets=_targets(shapes, downs),
-        base_model=base_model(shapes, metadata),
+        base_model=judge.base_model(shapes, metadata),
         trigger_words=_trigger_words(metadata),
         nbytes=path.stat().st_size,
         elements=sum(math.prod(shape) for shape in shapes.values()),
@@ -288,19 +288,6 @@ def _kind(name: str, shape: tuple[int, ...]) -> str:
     if re.search(r"proj_(in|out)", name):
         return "projection"
     return "convolution" if len(shape) == 4 else "other"
-
-
-def base_model(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
-    """By what the shapes prove; else by what its trainer wrote."""
-    for name, shape in shapes.items():
-        if re.search(r"attn2[._](processor\.)?to_[kv].*(down|lora_A)\.weight$", name) and shape[1] in BASE_MODELS:
-            return BASE_MODELS[shape[1]]
-        if re.search(r"double_blocks|single_transformer_blocks", name):
-            return "Flux"
-    told = (metadata.get("ss_base_model_version", "") + " " + metadata.get("modelspec.architecture", "")).lower()
-    marks = {"xl": "SDXL", "sd_v1": "SD 1", "diffusion-v1": "SD 1", "sd_v2": "SD 2", "diffusion-v2": "SD 2"}
-    marks |= {"sd3": "SD 3", "diffusion-3": "SD 3", "flux": "Flux"}
-    return next((model for mark, model in marks.items() if mark in told), None)
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:

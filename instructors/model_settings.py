@@ -37,6 +37,7 @@ class ModelSettings(BaseModel):
     vae_slicing: bool = False  # decode pictures one after another: less memory
     offload: Literal["none", "model", "group"] = "none"  # keep weights in the machine's memory until they are needed
     compile: bool = False  # torch.compile of the repeated blocks: a slow first step for each shape, then quicker ones
+    config: str | None = None  # of a single file: the folder in `configs/` that holds its pipeline's configs
     keep: bool = False  # loaded at the start, and never evicted
 
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import structlog
 
-from instructors import manifest
+from instructors import manifest, single_files
 from instructors.manifest import Manifest
 from instructors.model_settings import ModelSettings, read_settings, settings_of
 from instructors.onnx_layout import COMPONENT_CLASS, GRAPH_FILE, GRAPH_SUFFIXES, PREFIX
+from instructors.single_files import SingleFile
 from protocol.errors import AtelierError, Forbidden, InvalidRequest, ModelInvalid, ModelNotFound
 from protocol.limits import KIB, MIB
 from protocol.schemas.base import nearest
@@ -35,7 +36,10 @@ KNOWN_SHOWN = 50  # names in an error's details
 VERSIONS_MAX = 1000  # of one model
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-SHELVES = frozenset({"controlnets", "loras", "vaes", "preprocessors"})  # folders beside the models that hold none
+SINGLE = ".safetensors"  # the suffix of a checkpoint in one file
+SHELVES = frozenset(
+    {"controlnets", "loras", "vaes", "preprocessors", single_files.FOLDER}
+)  # folders beside the models that hold none
 ONNX = "onnx"  # the family of models that `inference.predict` runs
 WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})  # what the libraries load; no model card
@@ -77,6 +81,7 @@ class Model:
     only_inpaints: bool = False
     manifest: Manifest = manifest.EMPTY
     weights_nbytes: int = 0  # of an ONNX model's files, or of a pipeline's graphs
+    single: SingleFile | None = None  # where `path` is a checkpoint in one file
 
     @property
     def runs_onnx(self) -> bool:
@@ -146,14 +151,14 @@ class ModelFolder:
         if not self.root.is_dir():
             log.warning("the model folder is not there")
             return []
-        found = []
+        found = set()
         for entry in self.root.iterdir():
-            if not inside(entry, self.root):
+            if entry.name in SHELVES or not inside(entry, self.root):
                 continue
             if _looks_like_model(entry):
-                found.append(entry.name)
+                found.add(entry.name.removesuffix(SINGLE) if entry.is_file() else entry.name)
             else:
-                found += [f"{entry.name}:{version}" for version in self.versions(entry.name)]
+                found.update(f"{entry.name}:{version}" for version in self.versions(entry.name))
         return sorted(found)
 
     def versions(self, name: str) -> list[str]:
@@ -209,8 +214,8 @@ class ModelFolder:
         if versions:
             model_id = f"{model_id}:{versions[-1]}"
         path = self._contained(model_id)
-        if not path.is_dir():
-            raise ModelInvalid("A model is a folder in diffusers layout; this is a single file.")
+        if (file := single_files.file_at(path)) is not None:
+            return self._single(model_id.removesuffix(SINGLE), file)
         said = manifest.read(path)
         if not (path / INDEX).exists():
             digest, nbytes = self._inspect_onnx(path)
@@ -222,6 +227,29 @@ class ModelFolder:
         family, only_inpaints = _family(index["_class_name"]), _only_inpaints(path / "unet/config.json")
         nbytes = sum(file.stat().st_size for name in graphs for file in (path / name).iterdir())
         return Model(model_id, path, family, components, elements, hashes, digest, only_inpaints, said, nbytes)
+
+    def _single(self, model_id: str, file: Path) -> Model:
+        """Its content is that of the file and of the configs that its pipeline is made by."""
+        assert self.root is not None
+        try:
+            digest, _ = self._digest(file)
+        except OSError:
+            raise ModelInvalid("Its file cannot be read, or has changed just now.") from None
+        found = single_files.read(file, self.root, self.settings(model_id).config)
+        components = _check_index(dict(found.index))
+        said, _, elements = self.inspect(found.config) if not found.is_shipped else (found.config.name, {}, {})
+        content_hash = hashlib.sha256(digest + said.encode()).hexdigest()
+        return Model(
+            model_id=model_id,
+            path=file,
+            family=_family(str(found.index["_class_name"])),
+            components=components,
+            elements={**elements, **found.elements()},
+            hashes=dict.fromkeys(components, content_hash),
+            content_hash=content_hash,
+            only_inpaints=found.only_inpaints,
+            single=found,
+        )
 
     def pipeline(self, model_id: str | None) -> Model:
         """The checked model that makes pictures; the only one there is, where no name is given. Raises as `find` does,
@@ -239,13 +267,15 @@ class ModelFolder:
         return model
 
     def _only(self, onnx: bool) -> str | None:
-        names = [name for name in self.names() if (self.path_of(name) / INDEX).exists() != onnx]
+        names = [name for name in self.names() if _is_onnx(self.path_of(name)) == onnx]
         return names[0] if len(names) == 1 else None
 
     def path_of(self, model_id: str) -> Path:
-        """Where the model of this name lies, or would."""
+        """Where the model of this name lies, or would: a folder, or a single file without its suffix."""
         assert self.root is not None
-        return self.root.joinpath(*model_id.split(":", 1))
+        path = self.root.joinpath(*model_id.split(":", 1))
+        file = path.with_name(f"{path.name}{SINGLE}")
+        return file if file.is_file() and not path.exists() else path
 
     def contained(self, model_id: str) -> Path:
         """Where what has this name lies, whatever it is. The one place that turns a name from outside into a path, and
@@ -361,7 +391,11 @@ def _looks_like_model(path: Path) -> bool:
 
 
 def _is_model_folder(path: Path) -> bool:
-    return path.is_dir() and ((path / INDEX).exists() or (path / manifest.onnx_file(path)).exists())
+    return path.is_dir() and ((path / INDEX).exists() or _is_onnx(path) or single_files.file_at(path) is not None)
+
+
+def _is_onnx(path: Path) -> bool:
+    return not (path / INDEX).exists() and (path / manifest.onnx_file(path)).exists()
 
 
 def by_age(version: str) -> list[tuple[bool, int, str]]:

@@ -10,7 +10,17 @@ from protocol.schemas.base import Action, nearest, validate
 
 BUILT_IN = tuple(
     f"instructors.{name}"
-    for name in ("system", "inference", "inpainting", "lora", "controlnet", "discover", "predict", "convert")
+    for name in (
+        "system",
+        "inference",
+        "inpainting",
+        "lora",
+        "controlnet",
+        "discover",
+        "validate_model",
+        "predict",
+        "convert",
+    )
 )
 MakeTask = Callable[[Any, Context], Task]  # (data as the action's schema, context)
 

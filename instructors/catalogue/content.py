@@ -135,9 +135,9 @@ def _component(path: Path, files: list[Path], nbytes: int) -> Content:
         return Content("pickle", PICKLE, nbytes, class_name=class_name, problem=problem, remedy=REMEDY_PICKLE)
     kind = judge.judge({name: tensor.shape for name, tensor in tensors.items()})
     if kind.type == UNKNOWN and class_name is not None:
-        kind = Kind(next((kind for mark, kind in TYPES.items() if mark in class_name), UNKNOWN))
-    problem = "Its tensors are of no kind that is known here." if kind.type == UNKNOWN else None
-    return _content(kind, "diffusers", nbytes, dtype=_dtype(tensors), class_name=class_name, problem=problem)
+        kind = Kind(next((told for mark, told in TYPES.items() if mark in class_name), UNKNOWN))
+    unknown = "Its tensors are of no kind that is known here." if kind.type == UNKNOWN else None
+    return _content(kind, "diffusers", nbytes, dtype=_dtype(tensors), class_name=class_name, problem=unknown)
 
 
 def class_of(config: Mapping[str, object]) -> str | None:

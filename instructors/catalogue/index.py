@@ -1,4 +1,4 @@
-"""What was judged before, so that a file that stays the same is not read again: one JSON file in the user's cache."""
+"""What was judged before, so that a file that stays the same is not read again: one JSON file in the worker's cache."""
 
 import hashlib
 import json
@@ -54,7 +54,8 @@ def _entries(stored: dict[str, Any]) -> Iterator[tuple[str, tuple[Signature, Con
         yield name, (key, None if plain is None else Content.from_plain(plain))
 
 
-def default_path(root: Path) -> Path:
-    """Of the index of a model folder, and of all that its settings name."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "atelier" / f"catalogue-{hashlib.sha256(bytes(root.resolve())).hexdigest()[:16]}.json"
+def path_in(cache_dir: Path | None, root: Path | None) -> Path | None:
+    """Where the index of a model folder lies, and of all that its settings name."""
+    if cache_dir is None or root is None:
+        return None
+    return cache_dir / f"catalogue-{hashlib.sha256(bytes(root.resolve())).hexdigest()[:16]}.json"

@@ -4,12 +4,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from instructors import lora_files
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl", 2048: "sdxl"}  # of the text that a UNet attends to
 REFINER_WIDTH = 1280
+BASE_MODELS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL"}  # of a LoRA, by the same
 LORA = re.compile(
     r"\.(lora_down|lora_up|lora_A|lora_B)\.weight$|lora(_linear_layer)?\.(down|up)\.weight$"
     r"|\.(lokr|hada|oft)_|\.dora_scale$"
@@ -67,10 +66,24 @@ def judge(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> Kind:
 def _lora(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
     if "lora_controlnet" in shapes or not any(LORA.search(name) for name in shapes):
         return None
-    told = lora_files.base_model(shapes, metadata)
+    told = base_model(shapes, metadata)
     family = LORA_FAMILIES[told] if told is not None else _lora_family(shapes)
     ranks = [shape[0] for name, shape in shapes.items() if re.search(r"(down|lora_A)\.weight$", name) and shape]
     return Kind("lora", family, facts={"rank": max(ranks)} if ranks else {})
+
+
+def base_model(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+    """What a LoRA was made for: by what the shapes prove; else by what its trainer wrote."""
+    for name, shape in shapes.items():
+        is_key = re.search(r"attn2[._](processor\.)?to_[kv].*(down|lora_A)\.weight$", name)
+        if is_key and len(shape) > 1 and shape[1] in BASE_MODELS:
+            return BASE_MODELS[shape[1]]
+        if re.search(r"double_blocks|single_transformer_blocks", name):
+            return "Flux"
+    told = (metadata.get("ss_base_model_version", "") + " " + metadata.get("modelspec.architecture", "")).lower()
+    marks = {"xl": "SDXL", "sd_v1": "SD 1", "diffusion-v1": "SD 1", "sd_v2": "SD 2", "diffusion-v2": "SD 2"}
+    marks |= {"sd3": "SD 3", "diffusion-3": "SD 3", "flux": "Flux"}
+    return next((model for mark, model in marks.items() if mark in told), None)
 
 
 def _lora_family(shapes: Shapes) -> str | None:
@@ -130,8 +143,7 @@ def denoiser(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
     variants = {5: ("depth",), 7: ("upscaler",), 8: ("pix2pix",), 9: ("inpainting",)}.get(first[1], ())
     if width == REFINER_WIDTH:
         variants = ("refiner", *variants)
-    if _told_v_prediction(metadata):
-        variants = (*variants, "v_prediction")
+    variants = (*variants, *_told_prediction(metadata))
     facts = {"in_channels": first[1], **({"cross_attention_dim": width} if width else {})}
     return Kind("diffusion_model", WIDTHS.get(width or 0), variants, facts)
 
@@ -147,9 +159,10 @@ def _transformer_variants(family: str, shapes: Shapes) -> tuple[str, ...]:
     return variants or (("dev",) if guided else ("schnell",))
 
 
-def _told_v_prediction(metadata: Mapping[str, str]) -> bool:
-    told = metadata.get("modelspec.prediction_type", "") + " " + metadata.get("modelspec.predict_key", "")
-    return told.split()[:1] in (["v"], ["v_prediction"], ["v-prediction"])
+def _told_prediction(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """What the denoiser predicts, where the file says so: its tensors cannot tell."""
+    told = metadata.get("modelspec.prediction_type", "").lower()
+    return {"v": ("v_prediction",), "v_prediction": ("v_prediction",), "epsilon": ("epsilon",)}.get(told, ())
 
 
 def _context_width(shapes: Shapes) -> int | None:

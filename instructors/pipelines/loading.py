@@ -10,7 +10,7 @@ from diffusers import AutoPipelineForText2Image
 from instructors.memory import is_out_of_memory
 from instructors.model_settings import ModelSettings
 from instructors.models import Model
-from instructors.pipelines import onnx_pipeline
+from instructors.pipelines import onnx_pipeline, single_file
 from instructors.pipelines.diffusion import LoadedModel
 from instructors.pipelines.sharing import forget_results
 from instructors.shelf import ComponentFiles
@@ -136,16 +136,20 @@ def _keys(model: Model, settings: ModelSettings, device: str) -> dict[str, str]:
 
 
 def _pipeline(model: Model, dtype: torch.dtype, shared: dict[str, Any]) -> Any:
+    pipeline = single_file.pipeline(model.single, dtype, shared) if model.single else _from_folder(model, dtype, shared)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _from_folder(model: Model, dtype: torch.dtype, shared: dict[str, Any]) -> Any:
     options: dict[str, Any] = {name: None for name, library in model.components.items() if library is None}
     if "safety_checker" in model.components:
         options.update(safety_checker=None, requires_safety_checker=False)
     if _only_fp16(model):
         options["variant"] = "fp16"
-    pipeline = AutoPipelineForText2Image.from_pretrained(
+    return AutoPipelineForText2Image.from_pretrained(
         model.path, local_files_only=True, use_safetensors=True, dtype=dtype, **options, **shared
     )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _apply(settings: ModelSettings, pipeline: Any, device: str, fresh: list[str]) -> None:

@@ -14,7 +14,8 @@ from diffusers.utils.state_dict_utils import (
 )
 from torch import nn
 
-from instructors.lora_files import BASE_MODELS, COMPONENTS, LoraFile
+from instructors.catalogue.judge import BASE_MODELS
+from instructors.lora_files import COMPONENTS, LoraFile
 from protocol.errors import ModelInvalid
 
 PROBLEMS_SHOWN = 5

@@ -76,10 +76,12 @@ def test_kinds(shapes: Shapes, kind: Kind) -> None:
     assert (found.type, found.family, found.variants) == (kind.type, kind.family, kind.variants)
 
 
-@pytest.mark.parametrize("told", [{"modelspec.prediction_type": "v"}, {"modelspec.prediction_type": "v_prediction"}])
-def test_v_prediction_as_the_file_tells(told: dict[str, str]) -> None:
-    assert judge.judge({**ldm(1024), **VAE}, told).variants == ("v_prediction",)
-    assert judge.judge({**ldm(1024), **VAE}, {"modelspec.prediction_type": "epsilon"}).variants == ()
+@pytest.mark.parametrize(
+    ("told", "variants"),
+    [("v", ("v_prediction",)), ("v_prediction", ("v_prediction",)), ("epsilon", ("epsilon",)), ("else", ())],
+)
+def test_what_it_predicts_as_the_file_tells(told: str, variants: tuple[str, ...]) -> None:
+    assert judge.judge({**ldm(1024), **VAE}, {"modelspec.prediction_type": told}).variants == variants
 
 
 @pytest.mark.parametrize(("ups", "channels", "scale"), [((1, 2), 3, 4), ((1, 2), 12, 2), ((1, 2, 3), 3, 8)])

@@ -12,9 +12,8 @@ import pytest
 
 from instructors import discover
 from instructors.catalogue import content
-from instructors.catalogue.index import default_path
+from instructors.catalogue.index import path_in
 from instructors.catalogue.settings import FILE
-from instructors.models import ModelFolder
 from instructors.registry import Registry
 from protocol.errors import AtelierError, InvalidRequest, ModelInvalid
 from protocol.schemas.model_files import ModelDiscoverResult
@@ -31,13 +30,6 @@ LORA = {
 MANY = 10_000
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "models").mkdir()
@@ -46,13 +38,25 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(root: Path) -> Run:
-    return lambda **data: finish(root, **data)
+    return lambda **data: finish(desk_of(root), **data)
 
 
-def finish(root: Path, **data: Any) -> ModelDiscoverResult:
+def desk_of(root: Path | None, cache_dir: Path | None = None) -> Desk:
+    desk = Desk(root)
+    desk.cache_dir = cache_dir or (root.parent / "cache" if root else None)
+    return desk
+
+
+def index_of(root: Path) -> Path:
+    path = path_in(root.parent / "cache", root)
+    assert path is not None
+    return path
+
+
+def finish(desk: Desk, **data: Any) -> ModelDiscoverResult:
     registry = Registry()
     discover.register(registry)
-    task = registry.make_task("model.discover", data, Desk(root))
+    task = registry.make_task("model.discover", data, desk)
     while (result := task.step()) is None:
         pass
     return ModelDiscoverResult.model_validate(result.data)
@@ -214,15 +218,15 @@ def test_a_folder_that_was_left_out_keeps_its_place_in_the_index(run: Run, root:
 def test_a_damaged_index_costs_only_time(run: Run, root: Path, damage: bytes) -> None:
     write(root / "a.safetensors", LORA)
     run()
-    default_path(root).write_bytes(damage)
+    index_of(root).write_bytes(damage)
     assert changes(run()) == (1, 0, 0, 0)
     assert changes(run()) == (0, 0, 0, 0)
 
 
-def test_an_index_that_cannot_be_written_does_no_harm(run: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
+def test_an_index_that_cannot_be_written_does_no_harm(root: Path) -> None:
+    desk = desk_of(root, Path("/dev/null/none"))
     write(root / "a.safetensors", LORA)
-    assert changes(run()) == changes(run()) == (1, 0, 0, 0)
+    assert changes(finish(desk)) == changes(finish(desk)) == (1, 0, 0, 0)
 
 
 def test_unknown_labels_and_wrong_settings_are_told(run: Run, root: Path) -> None:
@@ -243,7 +247,7 @@ def test_unknown_labels_and_wrong_settings_are_told(run: Run, root: Path) -> Non
 def test_without_a_model_folder_there_is_nothing() -> None:
     registry = Registry()
     discover.register(registry)
-    result = registry.make_task("model.discover", {}, Desk(None)).step()
+    result = registry.make_task("model.discover", {}, desk_of(None)).step()
     assert result is not None
     assert result.data["models"] == []
 
@@ -251,7 +255,7 @@ def test_without_a_model_folder_there_is_nothing() -> None:
 @pytest.mark.parametrize("data", [{"limit": 501}, {"types": ["model"]}, {"folders": []}, {"folders": "models"}])
 def test_wrong_data_is_refused(root: Path, data: dict[str, Any]) -> None:
     with pytest.raises(AtelierError):
-        finish(root, **data)
+        finish(desk_of(root), **data)
 
 
 def test_ten_thousand_files_in_short_steps(root: Path) -> None:
@@ -265,14 +269,13 @@ def test_ten_thousand_files_in_short_steps(root: Path) -> None:
     assert longest < 1
     warm, _ = _timed(registry, root)
     assert warm < 3
-    stored = json.loads(default_path(root).read_bytes())["seen"]
+    stored = json.loads(index_of(root).read_bytes())["seen"]
     assert len(stored) == MANY
 
 
 def _timed(registry: Registry, root: Path) -> tuple[float, float]:
     """Seconds that a scan took, and its longest step."""
-    desk = Desk(root)
-    desk.models = ModelFolder(root)
+    desk = desk_of(root)
     start = time.perf_counter()
     task, longest = registry.make_task("model.discover", {}, desk), 0.0
     while True:

@@ -177,13 +177,14 @@ def warm_up(serving: Serving) -> None:
     runner = serving.runner
     assert isinstance(runner, Runner)
     try:
-        runner.run({info.name: _zeros(info) for info in runner.facts.inputs})
+        runner.run({info.name: zeros(info) for info in runner.facts.inputs})
     except AtelierError as error:
         if error.code is not ErrorCode.INVALID_REQUEST:
             raise
 
 
-def _zeros(info: TensorInfo) -> np.ndarray[Any, Any]:
+def zeros(info: TensorInfo) -> np.ndarray[Any, Any]:
+    """Nothing to be computed, of the type and shape of an input; open axes have the size 1."""
     shape = [side if isinstance(side, int) else 1 for side in info.shape]
     return np.full(shape, "", object) if info.dtype == STRING else np.zeros(shape, DTYPES[info.dtype])
 
