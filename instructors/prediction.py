@@ -1,6 +1,7 @@
 """One prediction on its way: values through a model's steps, its process, and the steps after it, model by model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from instructors.memory import NoRoomNow
 from instructors.pipelines.onnx.facts import BFLOAT16, check, check_outputs
 from instructors.pipelines.onnx.loading import Loader
 from instructors.pipelines.onnx.serving import Request, Serving, Tensors
-from instructors.processing import Values
+from instructors.pipelines.onnx.steps import items_of
+from instructors.processing import Chain, Values
 from instructors.results_cache import Claim
 from instructors.task import Blob, Context
 from protocol.enums import ErrorCode
@@ -59,7 +61,7 @@ class Prediction:
             self._values = _read(values, context.blobs)
             self._first_that_takes_it(None)
         except AtelierError as error:
-            self.unit.failure = error
+            self.unit.failure, self.unit.over = error, True
 
     @property
     def failure(self) -> AtelierError | None:
@@ -85,14 +87,34 @@ class Prediction:
             raise failure
 
     def _enter(self, serving: Serving, values: Values) -> None:
-        """Take the values through the steps before this model, and wait for its turn, or for an equal request's."""
+        """Begin with this model: with the steps before it."""
         self._serving = serving
         self._models += 1
         if self._parameters:
             self._known |= serving.before.per_request | serving.after.per_request
             if not serving.model.manifest.then:
                 self._check_parameters()
-        values = serving.before.run(values, self._parameters)
+        self._through(serving.before, values, self._prepared)
+
+    def _through(self, chain: Chain, values: Values, then: Callable[[Values], None]) -> None:
+        """Take the values through steps, with others' if there are any, and go on with what they leave."""
+        if chain.steps:
+            lane = self._serving.steps_lane(chain, self._parameters, values)
+            self.unit.begin_steps(values, items_of(values), lane, partial(self._stepped, then))
+        else:
+            then(values)
+
+    def _stepped(self, then: Callable[[Values], None], values: Values | AtelierError) -> None:
+        if isinstance(values, AtelierError):
+            self.unit.end(None, values)
+            return
+        failure = self._failure_of(partial(then, values))
+        if failure is not None:
+            self.unit.end(None, failure)
+
+    def _prepared(self, values: Values) -> None:
+        """The steps before the model are done: wait for its turn, or for an equal request's result."""
+        serving = self._serving
         names = {info.name for info in serving.facts.inputs}
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         if serving.before.steps:  # which may leave more than the model takes
@@ -148,16 +170,21 @@ class Prediction:
         self.unit.begin(self._tensors, self._items, self._serving.lane(self._tensors))
 
     def _ended(self, unit: Request) -> None:
-        """The model has answered, or failed."""
+        """The model has answered, or something has failed."""
+        unit.failure = self._failure_of(partial(self._go_on, unit)) or unit.failure
+
+    def _failure_of(self, go_on: Callable[[], None]) -> AtelierError | None:
+        """What went wrong with it; None: nothing."""
         try:
-            self._go_on(unit)
+            go_on()
         except AtelierError as error:
-            unit.failure = error
+            return error
         except NoRoomNow:
-            unit.failure = OutOfMemory()
+            return OutOfMemory()
         except Exception:
             log.exception("a prediction failed")
-            unit.failure = InternalError()
+            return InternalError()
+        return None
 
     def _go_on(self, unit: Request) -> None:
         claim, self._claim = self._claim, None
@@ -180,13 +207,17 @@ class Prediction:
             claim.settle(tensor_bytes.pack(outputs, {"run_ms": unit.run_ms}))
         self._run_ms += unit.run_ms
         self._batch_size = max(self._batch_size, unit.batch_size)
-        self._left_over = self._serving.after.run({**self._carried, **outputs}, self._parameters)
+        self._through(self._serving.after, {**self._carried, **outputs}, self._finish)
+
+    def _finish(self, values: Values) -> None:
+        """The steps after the model are done: this is the answer, or what the next model takes."""
         then = self._serving.model.manifest.then
-        if then:
-            if self._models >= MODELS_MAX:
-                raise InvalidRequest(f"A chain has at most {MODELS_MAX} models.")
-            unit.outputs = None
-            self._enter(self._loader.serving(then, self._context), self._left_over)
+        if not then:
+            self._left_over = values
+            return
+        if self._models >= MODELS_MAX:
+            raise InvalidRequest(f"A chain has at most {MODELS_MAX} models.")
+        self._enter(self._loader.serving(then, self._context), values)
 
     def _closed(self) -> None:
         """Nobody waits for it any more."""

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -18,7 +18,9 @@ import structlog
 from instructors import processing
 from instructors.manifest import Batching
 from instructors.models import Model
+from instructors.pipelines.onnx import steps
 from instructors.pipelines.onnx.facts import Array, Facts, Finished
+from instructors.processing import Chain, Values
 from instructors.task import Lane, Place
 from protocol.errors import AtelierError, InternalError, ModelInvalid
 
@@ -27,6 +29,7 @@ AHEAD = 1  # batches beyond the instances, so that none of them waits for the ne
 
 Tensors = dict[str, Array]
 Key = tuple[Any, ...]
+L = TypeVar("L", bound=Lane)
 
 log = structlog.get_logger("instructors.serving")
 
@@ -52,12 +55,16 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
+def _ignored(_: Any) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(eq=False)
 class Request:
     """One request's tensors on their way through a model: a `Unit`.
 
-    `ended` is called with it when `outputs` or `failure` is there; it may give it something else to do. `alone`: its
-    batch failed, and it is computed without company, to learn whose fault that was.
+    `ended` is called with it when `outputs` or `failure` is there; if it gives it nothing else to do, it is over.
+    `alone`: its batch failed, and it is computed without company, to learn whose fault that was.
     """
 
     ended: Callable[["Request"], None]
@@ -72,6 +79,9 @@ class Request:
     batch_size: int = 0
     alone: bool = False
     position: int = 0  # items that were computed already
+    values: dict[str, Any] = field(default_factory=dict)  # while it waits for steps
+    stepped: Callable[["dict[str, Any] | AtelierError"], None] = _ignored  # and who is told when they are done
+    over: bool = False
     closed: bool = False
     away: bool = False
     lane: "Lane | None" = None
@@ -83,9 +93,17 @@ class Request:
         self.outputs = self.failure = None
         self.position, self._pieces, self.alone, self.away = 0, [], False, False
 
+    def begin_steps(
+        self, values: dict[str, Any], items: int, lane: Lane, stepped: "Callable[[dict[str, Any] | AtelierError], None]"
+    ) -> None:
+        """Wait in a lane for steps. `stepped` is called with what they leave; it gives the request something else."""
+        self.values, self.items, self.lane, self.stepped = values, items, lane, stepped
+        self.outputs = self.failure = None
+        self.position, self.away = 0, False
+
     @property
     def done(self) -> bool:
-        return self.closed or self.outputs is not None or self.failure is not None
+        return self.closed or self.over
 
     def step(self) -> None:
         """It waits for nothing, or is done."""
@@ -125,6 +143,14 @@ class Request:
         self.lane, self.away, self.outputs, self.failure = None, False, outputs, failure
         if not self.closed:
             self.ended(self)
+            self.over = self.lane is None and not self.away  # it was given nothing else to do
+
+    def pass_steps(self, values: "dict[str, Any] | AtelierError") -> None:
+        """This is what the steps left."""
+        self.lane, self.values = None, {}
+        if not self.closed:
+            self.stepped(values)
+            self.over = self.lane is None and not self.away
 
 
 @dataclass(slots=True)
@@ -150,7 +176,7 @@ class Serving:
         self.loaded_at = time.time()
         self.batching: Batching = model.manifest.batching
         self.batched = self.batching.max_batch_size > 1 and _has_batch_axis(self.facts)
-        self._lanes: dict[Key, PredictLane] = {}
+        self._lanes: dict[Key, Lane] = {}
         self._batches: dict[int, _Batch] = {}
         self._ids = itertools.count()
 
@@ -166,14 +192,26 @@ class Serving:
     def nbytes(self) -> int:
         return self.runner.facts.nbytes
 
-    def lane(self, tensors: Tensors) -> "PredictLane":
+    def lane(self, tensors: Tensors) -> Lane:
         """Where a request with these tensors waits for its like."""
         key = self._key(tensors)
         lane = self._lanes.get(key)
         if lane is None:
-            if len(self._lanes) >= LANES_MAX:
-                self._lanes.clear()
-            lane = self._lanes[key] = PredictLane(self)
+            lane = self._keep(key, PredictLane(self))
+        return lane
+
+    def steps_lane(self, chain: Chain, parameters: Mapping[str, Any], values: Values) -> Lane:
+        """Where a request with these values waits for its like before it goes through one of this model's chains."""
+        key = (chain is self.before, *steps.key_of(parameters, values))
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._keep(key, steps.StepsLane(chain, parameters))
+        return lane
+
+    def _keep(self, key: Key, lane: L) -> L:
+        if len(self._lanes) >= LANES_MAX:
+            self._lanes.clear()
+        self._lanes[key] = lane
         return lane
 
     def _key(self, tensors: Tensors) -> Key:
