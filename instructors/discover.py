@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from instructors import controlnet_files, lora_files
+from instructors import controlnet_files, lora_files, single_files
 from instructors.catalogue.content import Content
 from instructors.catalogue.index import Index, path_in
 from instructors.catalogue.scan import Scan
@@ -70,7 +70,7 @@ class Usable:
     """By which id requests name what lies in the model folder."""
 
     def __init__(self, models: ModelFolder) -> None:
-        self._root = models.root
+        self._models = models
         vaes = (models.root or Path()) / VAES
         self._shelves = {
             "lora": (lora_files.FOLDER, set(lora_files.folder(models.root).names())),
@@ -87,18 +87,23 @@ class Usable:
             shelf, known = self._shelves[found.type]
             told = _folder_or_stem(parts[1:], found) if parts[0] == shelf else None
             return told if told in known else None
-        return self._model_id(parts, found) if found.type in ("pipeline", "onnx") else None
+        return self._model_id(parts, found) if found.type in ("pipeline", "checkpoint", "onnx") else None
 
     def _model_id(self, parts: list[str], found: Content) -> str | None:
+        """A model is a folder, in versions or not, or a file in the place of one."""
         folders = parts if found.type == "pipeline" else parts[:-1]
-        if not 1 <= len(folders) <= 2 or folders[0] in SHELVES or not NAME.fullmatch(folders[0]):
+        name, *version = folders or [PurePosixPath(parts[0]).stem]
+        if name in SHELVES or not NAME.fullmatch(name) or len(version) > 1:
             return None
-        if len(folders) == 2 and not VERSION.fullmatch(folders[1]):
+        if version and not VERSION.fullmatch(version[0]):
             return None
-        assert self._root is not None
-        if found.type == "onnx" and parts[-1] != onnx_file(self._root.joinpath(*folders)):
+        model_id = ":".join((name, *version))
+        path, file = self._models.path_of(model_id), (self._models.root or Path()).joinpath(*parts)
+        if found.type == "onnx" and file != path / onnx_file(path):
             return None
-        return ":".join(folders)
+        if found.type == "checkpoint" and not (path.exists() and single_files.file_at(path) == file):
+            return None
+        return model_id
 
 
 def _folder_or_stem(parts: list[str], found: Content) -> str | None:

@@ -12,6 +12,7 @@ from instructors.catalogue.header import Header
 from instructors.catalogue.report import Report
 from instructors.catalogue.sniff import read_json
 from instructors.models import INDEX, LIBRARIES, NOT_LOADED
+from protocol.limits import MIB
 
 CONFIGS = {  # how a component's name begins -> the files of which one must be there
     "tokenizer": ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer_config.json"),
@@ -20,7 +21,7 @@ CONFIGS = {  # how a component's name begins -> the files of which one must be t
     "image_processor": ("preprocessor_config.json", "processor_config.json"),
 }
 OPTIONAL = (*NOT_LOADED, "feature_extractor", "image_encoder", "image_processor")
-SHARD_INDEX_BYTES_MAX = 16 * 2**20
+JSON_BYTES_MAX = 16 * MIB  # of a list of shards, of a vocabulary
 LAYERS = ("layers_per_block", "num_layers", "num_single_layers", "transformer_layers_per_block", "depth")
 LAYERS_MAX, NUMBER_MAX, BLOCKS_MAX = 200, 10_000_000, 32
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of attention in old VAEs
@@ -119,7 +120,7 @@ def _weights(
 
 def _check_shards(folder: Path, own: Mapping[str, Header], name: str, report: Report) -> None:
     for file in sorted(folder.glob("*.safetensors.index.json")):
-        weight_map = (read_json(file, SHARD_INDEX_BYTES_MAX) or {}).get("weight_map")
+        weight_map = (read_json(file, JSON_BYTES_MAX) or {}).get("weight_map")
         if type(weight_map) is not dict:
             report.error("shards", f"{file.name[:100]!r} has no weight_map.", REMEDY)
             continue
@@ -140,7 +141,8 @@ def expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
     import torch
 
     kind: Any = getattr(diffusers, class_name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, diffusers.ModelMixin)):
+    is_model = inspect.isclass(kind) and issubclass(kind, diffusers.ModelMixin)
+    if not is_model:
         return None
     try:
         with torch.device("meta"):
@@ -195,11 +197,18 @@ def _misfits(configs: Configs, class_name: Any, path: Path) -> Iterator[tuple[st
     elif "transformer" in configs and str(class_name).startswith(("StableDiffusion3", "Flux")):
         yield from _transformer_misfits(configs["transformer"], text, vae, str(class_name).startswith("Flux"))
     for suffix in ("", "_2"):
-        vocabulary = read_json(path / f"tokenizer{suffix}" / "vocab.json", 16 * 2**20) or {}
-        limit = configs.get(f"text_encoder{suffix}", {}).get("vocab_size")
-        if type(limit) is int and len(vocabulary) > limit:
-            told = f"The tokenizer{suffix} knows {len(vocabulary)} words and its text encoder {limit}."
-            yield "vocabulary", told
+        words, limit = _words(path / f"tokenizer{suffix}"), configs.get(f"text_encoder{suffix}", {}).get("vocab_size")
+        if type(limit) is int and words > limit:
+            yield "vocabulary", f"The tokenizer{suffix} knows {words} words and its text encoder {limit}."
+
+
+def _words(tokenizer: Path) -> int:
+    """How many a tokenizer knows, in either of the forms that transformers write; 0: it does not say."""
+    found: Any = read_json(tokenizer / "vocab.json", JSON_BYTES_MAX)
+    if found is None:
+        model = (read_json(tokenizer / "tokenizer.json", JSON_BYTES_MAX) or {}).get("model")
+        found = model.get("vocab") if isinstance(model, dict) else None
+    return len(found) if isinstance(found, dict) else 0
 
 
 def _unet_misfits(

@@ -36,7 +36,8 @@ def _paint(loaded: LoadedModel, context: Context, facts: dict[str, Any]) -> Iter
     """One step and a decode."""
     plan = _plan(loaded)
     _, scheduler = loaded.schedulers.get(None, 1, 0, None)
-    picture = Stream(lambda: loaded.generate(plan, scheduler, 0, lambda *_: context.quantum()))
+    with np.errstate(invalid="ignore"):  # what is no number becomes black, and is found below
+        picture = Stream(lambda: loaded.generate(plan, scheduler, 0, lambda *_: context.quantum()))
     try:
         while not picture.done:
             yield

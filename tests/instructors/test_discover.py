@@ -14,10 +14,11 @@ from instructors import discover
 from instructors.catalogue import content
 from instructors.catalogue.index import path_in
 from instructors.catalogue.settings import FILE
+from instructors.models import ModelFolder
 from instructors.registry import Registry
 from protocol.errors import AtelierError, InvalidRequest, ModelInvalid
 from protocol.schemas.model_files import ModelDiscoverResult
-from tests.instructors import tiny
+from tests.instructors import onnx_models, tiny
 from tests.instructors.conftest import Desk
 from tests.instructors.tensor_files import write
 from tests.instructors.test_catalogue_judge import CLIP, ESRGAN, VAE, ldm
@@ -79,18 +80,26 @@ def test_the_model_folder_with_the_ids_that_requests_use(run: Run, root: Path) -
     write(root / "loras/line.safetensors", LORA)
     write(root / "loras/folder/only.safetensors", LORA)
     write(root / "elsewhere/deep/line.safetensors", LORA)
+    write(root / "paint.safetensors", {**ldm(768), **VAE, **CLIP})
+    write(root / "alone/1.0/file.safetensors", {**ldm(2048), **VAE, **CLIP})
+    onnx_models.mlp(root / "numbers/2/model.onnx", (4, 2))
     (root / "loras/bad.pt").write_bytes(b"\x80\x04anything")
     (root / "notes.txt").write_text("nothing of a model's")
     found = {model.name: model for model in run().models}
     assert {name: model.id for name, model in found.items()} == {
+        "models/alone/1.0/file.safetensors": "alone:1.0",
         "models/elsewhere/deep/line.safetensors": None,
         "models/loras/bad.pt": None,
         "models/loras/folder/only.safetensors": "folder",
         "models/loras/line.safetensors": "line",
+        "models/numbers/2/model.onnx": "numbers:2",
+        "models/paint.safetensors": "paint",
         "models/tiny": "tiny",
         "models/twice/1.0": "twice:1.0",
         "models/vaes/soft": "soft",
     }
+    assert set(ModelFolder(root).names()) == {"alone:1.0", "numbers:2", "paint", "tiny", "twice:1.0"}
+    assert found["models/numbers/2/model.onnx"].facts == {"opset": onnx_models.OPSET}
     bad = found["models/loras/bad.pt"]
     assert (bad.type, bad.format) == ("pickle", "pickle")
     assert "safetensors" in (bad.remedy or "")
