@@ -37,6 +37,7 @@ Fingerprint = Annotated[bytes, Field(min_length=32, max_length=32)]
 Data = dict[str, Any]
 FIELD_ERRORS_MAX, FIELD_TEXT_MAX = 16, 200  # of an error's details
 EMPTY_LIST: Any = Field(default_factory=list)  # a literal one would be deep-copied for each message
+EMPTY_MAP: Any = Field(default_factory=dict)
 FIRST_FAULT = Field(fail_fast=True)  # a list of 16,384 wrong entries is one fault, not 16,384 error records
 
 

@@ -25,6 +25,11 @@ ITEMSIZES: dict[str, int] = {
     "float16": 2, "float32": 4, "float64": 8, "bfloat16": 2,
 }  # fmt: skip
 CODES = dict(zip(ITEMSIZES, "?BHIQbhiqefdH", strict=True))  # of `struct`
+NUMPY_NAMES = {
+    "b1": "bool", "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64", "i1": "int8", "i2": "int16",
+    "i4": "int32", "i8": "int64", "f2": "float16", "f4": "float32", "f8": "float64",
+}  # fmt: skip
+"""What numpy calls them without the byte order: asking an array for the long name takes ten times as long."""
 LENGTH_BYTES = 4  # before each string
 TENSOR_BYTES_MAX = DEFAULT_LIMITS.frame_bytes_max
 RANK_MAX = 16
@@ -147,7 +152,7 @@ def from_numpy(array: "ndarray[Any, Any]", dtype: str | None = None) -> Tensor:
         if not all(isinstance(item, str | bytes) for item in items):
             raise TypeError("An array of objects may hold strings only.")
         return Tensor("string", array.shape, join_strings(items))
-    name = dtype or array.dtype.name
+    name = dtype or NUMPY_NAMES.get(array.dtype.str[1:], "")
     if name not in ITEMSIZES or array.dtype.itemsize != ITEMSIZES[name]:
         raise TypeError(f"No tensor holds {array.dtype}; there are {', '.join(ITEMSIZES)} and string.")
     if name == "bfloat16":

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from protocol.codec import Buffer, unpack
 from protocol.errors import AtelierError, InvalidRequest
 from protocol.limits import DEFAULT_LIMITS
-from protocol.messages import FIRST_FAULT, Int, Name
+from protocol.messages import EMPTY_LIST, EMPTY_MAP, FIRST_FAULT, Int, Name
 from protocol.schemas.artifact import ArtifactRef
 from protocol.schemas.base import Action, ActionData, ResultData, validate
 from protocol.schemas.values import AttachmentRef, ModelId, byte_form
@@ -77,10 +77,10 @@ class TensorIn(ActionData):
 class PredictValues(ActionData):
     """What one prediction is made of."""
 
-    inputs: Annotated[list[TensorIn], Field(max_length=INPUTS_MAX), FIRST_FAULT] = []  # each name once
-    images: Annotated[list[Bytes], Field(max_length=IMAGES_MAX), FIRST_FAULT] = []
+    inputs: Annotated[list[TensorIn], Field(max_length=INPUTS_MAX), FIRST_FAULT] = EMPTY_LIST  # each name once
+    images: Annotated[list[Bytes], Field(max_length=IMAGES_MAX), FIRST_FAULT] = EMPTY_LIST
     # PNG, JPEG or WebP files, one an item, for a model whose first steps take pictures
-    parameters: Parameters = {}
+    parameters: Parameters = EMPTY_MAP
     # of the model's steps, where they let a request set them: name -> plain value or list of those
 
     @model_validator(mode="after")
@@ -100,7 +100,7 @@ class PredictOptions(ActionData):
     # the tensors to answer; null: all
     cache: bool = True  # false: compute it, even where the answer to the same values is at hand
     routing_key: Name | None = None  # traffic that is split sticks to it; null: to the session, else to the request
-    fallbacks: Annotated[list[ModelId], Field(max_length=FALLBACKS_MAX)] = []
+    fallbacks: Annotated[list[ModelId], Field(max_length=FALLBACKS_MAX)] = EMPTY_LIST
     # models to use in turn where this one cannot be loaded or run
 
 
@@ -111,7 +111,7 @@ class PredictData(PredictOptions, PredictValues):
 class BatchData(PredictOptions):
     """Give either `requests` or `items`."""
 
-    requests: Annotated[list[PredictValues], Field(max_length=REQUESTS_MAX), FIRST_FAULT] = []
+    requests: Annotated[list[PredictValues], Field(max_length=REQUESTS_MAX), FIRST_FAULT] = EMPTY_LIST
     items: Bytes | None = None  # in place of `requests`: a msgpack list of such maps, with all bytes inside them;
     # one that is not valid is answered by an error of its own
 

@@ -130,17 +130,20 @@ def told(dtype: str, shape: Iterable[int | str | None]) -> str:
 def check(facts: Facts, tensors: Mapping[str, Array]) -> None:
     """Raise InvalidRequest that names the first tensor that the model cannot take, and what it wants."""
     wanted = {info.name: info for info in facts.inputs}
-    takes = ", ".join(f"{info.name[:60]!r}: {info.told}" for info in facts.inputs[:NAMES_SHOWN])
     for name in tensors:
         if name not in wanted:
-            raise _refused(name, f"the model has no input of this name; it takes {takes}")
+            raise _refused(name, f"the model has no input of this name; it takes {_takes(facts)}")
     axes: dict[str, tuple[int, str]] = {}
     for info in facts.inputs:
         if info.name not in tensors:
-            raise _refused(info.name, f"is missing; the model takes {takes}")
+            raise _refused(info.name, f"is missing; the model takes {_takes(facts)}")
         problem = _problem(info, tensors[info.name]) or _other_size(info, tensors[info.name].shape, axes)
         if problem:
             raise _refused(info.name, problem)
+
+
+def _takes(facts: Facts) -> str:
+    return ", ".join(f"{info.name[:60]!r}: {info.told}" for info in facts.inputs[:NAMES_SHOWN])
 
 
 def check_outputs(facts: Facts, outputs: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from instructors.pipelines.onnx import steps
 from instructors.pipelines.onnx.facts import Array, Facts, Finished
 from instructors.processing import Chain, Values
 from instructors.task import Lane, Place
+from protocol.enums import ErrorCode
 from protocol.errors import AtelierError, InternalError, ModelInvalid
 
 LANES_MAX = 64  # of one model; shapes that nobody asks for any more are forgotten
@@ -317,9 +318,10 @@ class Serving:
         return cut
 
     def _failed(self, batch: _Batch, error: AtelierError) -> None:
-        """What failed in company is tried alone, and so is what was alone when the process died."""
+        """What failed in company is tried alone, and so is what was alone when the process died of something else."""
+        own_fault = self.runner.alive or error.code is ErrorCode.TIMEOUT_RUN
         for request in batch.requests:
-            if request.alone or (len(batch.requests) == 1 and self.runner.alive):
+            if request.alone or (len(batch.requests) == 1 and own_fault):
                 request.fail(error)
             else:
                 request.retry_alone()
