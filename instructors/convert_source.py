@@ -1,12 +1,12 @@
 """What a conversion begins with: a pipeline, a text model of transformers, or a single file, in the model folder."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructors.models import INDEX, MIXING, ModelFolder, check_weights
+from instructors.models import INDEX, MIXING, Model, ModelFolder
+from instructors.single_files import file_at
 from protocol.errors import InvalidRequest, ModelInvalid, ModelNotFound
 from protocol.limits import MIB
 from protocol.schemas.model_files import ModelConvert
@@ -52,35 +52,29 @@ def find(data: ModelConvert, models: ModelFolder) -> Source:
     versions = models.versions(data.source)
     name = f"{data.source}:{versions[-1]}" if versions else data.source
     path = models.contained(name)
-    if path.is_file():
-        kind, content_hash = "single_file", _single_file(data, path)
-    elif data.to != "onnx":
-        raise InvalidRequest("Only a single file is converted to a folder in diffusers layout.")
-    elif (path / INDEX).exists():
-        kind, content_hash = "pipeline", _pipeline(name, models)
-    elif (path / CONFIG).exists():
-        check_text_model(path / CONFIG)
-        kind, content_hash = "transformers", models.inspect(path)[0]
-    else:
+    if file_at(path) is not None or (path / INDEX).exists():
+        model = models.pipeline(name)
+        check_pipeline(model, data)
+        kind = "pipeline" if model.single is None else "single_file"
+        return Source(kind, model.model_id, model.path, model.content_hash, data.to, data.precision)
+    if not (path / CONFIG).exists():
         raise ModelNotFound("What has this name is no pipeline, and no model of transformers, with a config.json.")
-    return Source(kind, name, path, content_hash, data.to, data.precision)
+    if data.to != "onnx":
+        raise InvalidRequest("Only a single file is converted to a folder in diffusers layout.")
+    check_text_model(path / CONFIG)
+    return Source("transformers", name, path, models.inspect(path)[0], data.to, data.precision)
 
 
-def _single_file(data: ModelConvert, path: Path) -> str:
-    if data.to != "diffusers":
-        raise InvalidRequest("Convert a single file to diffusers first, and the result to ONNX.")
-    if data.precision == "int8":
-        raise InvalidRequest("A folder in diffusers layout is float32 or float16.")
-    if not check_weights(path):
-        raise ModelInvalid("It holds no weights; only safetensors are taken.")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _pipeline(name: str, models: ModelFolder) -> str:
-    model = models.pipeline(name)
+def check_pipeline(model: Model, data: ModelConvert) -> None:
+    """Raise InvalidRequest for what is not converted, or not so."""
     if model.runs_onnx:
         raise InvalidRequest("This model is in ONNX already; convert the one that it was made of.")
+    if model.single is None and data.to != "onnx":
+        raise InvalidRequest("Only a single file is converted to a folder in diffusers layout.")
+    if model.single is not None and data.to != "diffusers":
+        raise InvalidRequest("Convert a single file to diffusers first, and the result to ONNX.")
+    if data.to == "diffusers" and data.precision == "int8":
+        raise InvalidRequest("A folder in diffusers layout is in float32 or float16.")
     if model.family not in MIXING:
         raise InvalidRequest(f"Models of the family {model.family} are not converted; {' and '.join(MIXING)} are.")
     for component, classes in CLASSES.items():
@@ -89,7 +83,6 @@ def _pipeline(name: str, models: ModelFolder) -> str:
             raise InvalidRequest(f"Its {component} is of the class {part[1][:60]}, which is not converted.")
     if not {"unet", "vae", "text_encoder"} <= {name for name, part in model.components.items() if part is not None}:
         raise InvalidRequest("A pipeline without a UNet, a VAE or a first text encoder is not converted.")
-    return model.content_hash
 
 
 def check_text_model(config: Path) -> str:

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from instructors.convert import Convert
@@ -31,7 +32,7 @@ from protocol.errors import (
     RequestConflict,
     Unavailable,
 )  # fmt: skip
-from tests.instructors import tiny
+from tests.instructors import ldm_layout, tiny
 from tests.instructors.converting import ConvertDesk, classifier
 
 pytestmark = pytest.mark.timeout(180)  # a process that imports all that converts, on a machine that is busy
@@ -75,7 +76,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory, source: tuple[Path, Any]
 
 def order_of(desk: ConvertDesk, **data: Any) -> Order:
     """For what the process does, without one."""
-    unit = desk.begin(source="topics", **data).units[0]
+    unit = desk.begin(**{"source": "topics", **data}).units[0]
     assert desk.models.root is not None
     return Order(unit._source, desk.models.root / FOLDER / "here", unit._target)
 
@@ -257,3 +258,34 @@ def test_a_config_that_makes_no_model_of_text_is_told(
     with pytest.raises(error, match=words):
         convert(order_of(desk, name="unfit"), quiet)
     assert not (tmp_path / "unfit").exists()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("float16", torch.float16)])
+def test_a_single_file_becomes_a_folder(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(tiny.build(tmp_path / "whole"))
+    ldm_layout.write(pipeline, tmp_path / "file.safetensors")
+    ldm_layout.write_configs(tmp_path / "whole", tmp_path / "configs/sd")
+    (tmp_path / "models.toml").write_text('[file]\nconfig = "sd"\n')
+    desk = ConvertDesk(tmp_path)
+    told: list[float] = []
+    order = order_of(desk, source="file", to="diffusers", name="folder", precision=precision)
+    found = convert(order, lambda progress, _doing: told.append(progress))
+    assert set(found) == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
+    assert all(part["max_rel_error"] < (1e-6 if precision == "float32" else 1e-2) for part in found.values())
+    assert told == [number / 8 for number in range(8)]
+    model = desk.models.find("folder:1")
+    assert model.actions == desk.models.find("whole").actions
+    for name in ("unet", "vae", "text_encoder"):
+        want = getattr(pipeline, name).state_dict()
+        have = getattr(DiffusionPipeline.from_pretrained(model.path, dtype=dtype), name).state_dict()
+        assert all(torch.equal(want[key].to(have[key].dtype), have[key]) for key in want), name
+        assert have["conv_in.weight" if name == "unet" else next(iter(have))].dtype == dtype
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in model.path.rglob("*.json"))
+
+
+def test_a_single_file_is_not_converted_to_onnx_at_once(tmp_path: Path) -> None:
+    ldm_layout.write(DiffusionPipeline.from_pretrained(tiny.build(tmp_path / "whole")), tmp_path / "file.safetensors")
+    desk = ConvertDesk(tmp_path)
+    for more, words in (({}, "to diffusers first"), ({"to": "diffusers", "precision": "int8"}, "float32 or float16")):
+        with pytest.raises(InvalidRequest, match=words):
+            desk.begin(source="file", name="new", **more)

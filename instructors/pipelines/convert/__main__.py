@@ -11,7 +11,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 from instructors.convert_source import RECORD
 from instructors.models import ModelFolder
@@ -61,13 +62,10 @@ def convert(order: Order, report: Report) -> dict[str, Any]:
 
 
 def _way(kind: str) -> Callable[[Order, Report], dict[str, Any]]:
-    if kind == "pipeline":
-        from instructors.pipelines.convert import pipelines
-
-        return pipelines.convert
-    from instructors.pipelines.convert import texts
-
-    return texts.convert
+    """By kind of source. The libraries are slow to import, so only those that are needed are."""
+    module = {"pipeline": "pipelines", "transformers": "texts", "single_file": "checkpoints"}[kind]
+    way = import_module(f"instructors.pipelines.convert.{module}").convert
+    return cast(Callable[[Order, Report], dict[str, Any]], way)
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
 """How far an output may be from the module's in float32: the largest difference by the largest value."""
 QUANTIZED = ["MatMul", "Gemm"]  # what gains by int8 on a CPU; convolutions lose
 
+SMALLEST = 1e-6  # what counts as the largest value at least
+
 Inputs = dict[str, Tensor]
+Answers = list[list[np.ndarray[Any, Any]]]  # by case and output, in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,32 +50,20 @@ class Graph:
         return Graph(self.module.half(), self.outputs, self.open_axes, lambda case: halved(self.example(case)))
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Between a graph and its module in float32, over all outputs and cases. `max_rel`: by the largest value."""
-
-    max_abs: float
-    max_rel: float
-
-    def to_wire(self, precision: str) -> dict[str, float]:
-        """The component's entry in the answer."""
-        return {"max_abs_error": self.max_abs, "max_rel_error": self.max_rel, "tolerance": TOLERANCES[precision]}
-
-
 def halved(inputs: Inputs) -> Inputs:
     """See `Graph.half`."""
     halves = {name: value.half() for name, value in inputs.items() if value.is_floating_point() and name != "timestep"}
     return {**inputs, **halves}
 
 
-def truth(graph: Graph) -> list[list[np.ndarray[Any, Any]]]:
+def truth(graph: Graph) -> Answers:
     """What the module, as it is now, answers to each case that is compared."""
-    answers = []
+    found = []
     for case in range(1, graph.cases):
         with torch.inference_mode():
-            found = graph.module(*graph.example(case).values())
-        answers.append([output.float().numpy() for output in (found if isinstance(found, tuple) else (found,))])
-    return answers
+            outputs = graph.module(*graph.example(case).values())
+        found.append([output.float().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))])
+    return found
 
 
 def write(graph: Graph, file: Path) -> None:
@@ -102,23 +94,37 @@ def quantize(file: Path) -> None:
     quantize_dynamic(model, file, op_types_to_quantize=QUANTIZED, use_external_data_format=size > INLINE_BYTES_MAX)
 
 
-def compare(graph: Graph, wanted: list[list[np.ndarray[Any, Any]]], file: Path) -> Difference:
-    """How far the written graph is from `wanted`, the `truth` of its module in float32."""
+def answers(graph: Graph, file: Path) -> Answers:
+    """What the written graph answers to each case that is compared."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    taken = {entry.name for entry in session.get_inputs()}  # one that changes nothing is not in the graph
+    found = []
+    for case in range(1, graph.cases):
+        feed = {name: value.numpy() for name, value in graph.example(case).items() if name in taken}
+        found.append([output.astype(np.float32) for output in session.run(list(graph.outputs), feed)])
+    return found
+
+
+def agreed(found: Answers, wanted: Answers, precision: str, name: str) -> dict[str, float]:
+    """How far the answers are from those wanted, over all outputs and cases, as `model.convert` tells it.
+
+    Raises ModelInvalid where that is more than the precision explains.
+    """
     max_abs = max_rel = 0.0
-    for case, outputs in enumerate(wanted, start=1):
-        feed = {name: value.numpy() for name, value in graph.example(case).items()}
-        taken = {entry.name for entry in session.get_inputs()}  # one that changes nothing is not in the graph
-        found = session.run(list(graph.outputs), {name: feed[name] for name in feed if name in taken})
-        for ours, theirs in zip(found, outputs, strict=True):
-            if ours.shape != theirs.shape or not np.isfinite(ours).all():
-                raise ModelInvalid("The converted model answers in another shape, or with what are no numbers.")
-            apart = float(np.abs(ours.astype(np.float32) - theirs).max())
-            max_abs = max(max_abs, apart)
-            max_rel = max(max_rel, apart / max(float(np.abs(theirs).max()), 1e-6))
-    return Difference(max_abs, max_rel)
+    for ours, theirs in zip(chain(*found), chain(*wanted), strict=True):
+        if ours.shape != theirs.shape or not np.isfinite(ours).all():
+            raise ModelInvalid(f"Its {name} in {precision} answers in another shape, or with what are no numbers.")
+        apart = float(np.abs(ours - theirs).max())
+        max_abs = max(max_abs, apart)
+        max_rel = max(max_rel, apart / max(float(np.abs(theirs).max()), SMALLEST))
+    if max_rel > TOLERANCES[precision]:
+        raise ModelInvalid(
+            f"Its {name} in {precision} differs by {max_rel:.2g} of the largest value from what it was, and "
+            f"{TOLERANCES[precision]:g} may be; convert it to another precision."
+        )
+    return {"max_abs_error": max_abs, "max_rel_error": max_rel, "tolerance": TOLERANCES[precision]}
 
 
 def made(graph: Graph, file: Path, precision: str, name: str) -> dict[str, float]:
@@ -132,13 +138,7 @@ def made(graph: Graph, file: Path, precision: str, name: str) -> dict[str, float
     write(graph, file)
     if precision == "int8":
         quantize(file)
-    difference = compare(graph, wanted, file)
-    if difference.max_rel > TOLERANCES[precision]:
-        raise ModelInvalid(
-            f"Its {name} in {precision} differs by {difference.max_rel:.2g} of the largest value from what it was, and "
-            f"{TOLERANCES[precision]:g} may be; convert it to another precision."
-        )
-    return difference.to_wire(precision)
+    return agreed(answers(graph, file), wanted, precision, name)
 
 
 def _tidy(model: onnx_ir.Model, graph: Graph) -> None:

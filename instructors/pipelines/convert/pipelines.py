@@ -32,7 +32,7 @@ PARTS: dict[str, dict[str, Make]] = {  # component -> folder -> its graph
 
 
 def convert(order: Order, report: Report) -> dict[str, Any]:
-    """Write the pipeline into the order's folder. Gives each graph's difference, as `Difference.to_wire` tells it.
+    """Write the pipeline into the order's folder. Gives each graph's difference, as `agreed` tells it.
 
     Raises ModelInvalid where one is too large, or the files make no pipeline.
     """
@@ -52,7 +52,7 @@ def convert(order: Order, report: Report) -> dict[str, Any]:
 
 
 def _part(order: Order, name: str, folder: str, kind: list[str]) -> dict[str, float]:
-    module = _load(order.source.path / name, kind)
+    module = load_component(order.source.path / name, kind)
     precision = order.source.precision
     if name in PRECISE and (precision == "int8" or module.config.get("force_upcast", False)):
         precision = "float32"  # such a VAE says that it overflows in halves
@@ -61,7 +61,8 @@ def _part(order: Order, name: str, folder: str, kind: list[str]) -> dict[str, fl
     return difference
 
 
-def _load(folder: Path, kind: list[str]) -> Any:
+def load_component(folder: Path, kind: list[str]) -> Any:
+    """In float32, as the class that a pipeline's index names. Raises ModelInvalid where its files do not fit."""
     names = [file.name for file in folder.glob("*.safetensors")]
     variant = "fp16" if names and all(".fp16." in name for name in names) else None
     module, report = getattr(LIBRARIES[kind[0]], kind[1]).from_pretrained(

@@ -33,7 +33,7 @@ class TextModel(nn.Module):
 
 
 def convert(order: Order, report: Report) -> dict[str, Any]:
-    """Write the model into the order's folder. Gives its difference, as `Difference.to_wire` tells it.
+    """Write the model into the order's folder. Gives its difference, as `agreed` tells it.
 
     Raises InvalidRequest for another kind of model, and ModelInvalid.
     """
