@@ -1,7 +1,5 @@
 """From a source into the model folder: fetched, checked, and put in place in one step."""
 
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +7,10 @@ from instructors.manifest import EMPTY
 from instructors.models import ONNX, Model, ModelFolder
 from instructors.sources import Source
 from instructors.sources.download import Tell, download
-from protocol.errors import AtelierError, ModelInvalid, RequestConflict
+from instructors.sources.placing import put_in_place
+from protocol.errors import ModelInvalid
 
 HASHES_MAX = 64  # told, of the largest files
-TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 def bring(source: Source, root: Path, place: Path, name: str, version: str, tell: Tell) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def bring(source: Source, root: Path, place: Path, name: str, version: str, tell
         digests = _name_as_usual(folder, digests)
     model = _check(place, f"{name}:{version}")
     sizes = {path: (folder / path).stat().st_size for path in digests}
-    _put_in_place(model, root, root / name / version)
+    put_in_place(model, root)
     return _result(model, source, digests, sizes)
 
 
@@ -51,43 +49,6 @@ def _check(place: Path, model_id: str) -> Model:
 
         graph.inspect(model.path / model.manifest.onnx.file, model.path)
     return model
-
-
-def _put_in_place(model: Model, root: Path, target: Path) -> None:
-    """In one step: until then no request sees it, and after a loss of power it is there whole or not at all."""
-    if target.parent.name in ModelFolder(root).names():  # those in versions are listed with them
-        raise RequestConflict("There is a model of this name that comes in no versions; choose another name.")
-    target.parent.mkdir(exist_ok=True)
-    _sync_folders(model.path)
-    try:
-        model.path.rename(target)
-    except OSError as error:
-        if error.errno not in TAKEN:
-            raise
-        if not _is_same(model, root):  # else an earlier attempt got as far as this
-            raise RequestConflict("This version of the model is there already, with other files.") from None
-    for folder in (target.parent, root):
-        _sync(folder)
-
-
-def _is_same(model: Model, root: Path) -> bool:
-    try:
-        return ModelFolder(root).find(model.model_id).content_hash == model.content_hash
-    except AtelierError:
-        return False
-
-
-def _sync_folders(path: Path) -> None:
-    for folder in [path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
-        _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _result(model: Model, source: Source, digests: dict[str, str], sizes: dict[str, int]) -> dict[str, Any]:

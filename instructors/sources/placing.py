@@ -20,7 +20,7 @@ def put_in_place(model: Model, root: Path) -> None:
     if name in ModelFolder(root).names():  # those in versions are listed with them
         raise RequestConflict("There is a model of this name that comes in no versions; choose another name.")
     target.parent.mkdir(exist_ok=True)
-    for path in (*model.path.rglob("*"), model.path):
+    for path in (*model.path.rglob("*"), model.path):  # a fetched file is on the disk already, a made one is not
         _sync(path)
     try:
         model.path.rename(target)
