@@ -7,6 +7,7 @@ a client's connection stands an `Asker`: the core takes it as one, and the broke
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -93,7 +94,8 @@ class Errands:
         if any_model:
             need = Requirement(need.action, None, worker_id)
         request_id = f"{PREFIX}{new_id()}"
-        job = Job(new_id(), tenant, request_id, b"", need, cost_of(payload.action, payload.data), priority, False)
+        fingerprint, cost = sha256(request_id.encode()).digest(), cost_of(payload.action, payload.data)
+        job = Job(new_id(), tenant, request_id, fingerprint, need, cost, priority, durable=False)
         job.deadline_ms, job.queue_timeout_ms = deadline_ms, queue_timeout_ms
         job.payload = payload
         job.payload_nbytes = sum(entry["nbytes"] for entry in payload.attachments) if payload.frames else 0
