@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SEEDS  ?= 10000
+SERVERS := .venv-servers
+PEERS   := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint coverage simulate bench bench-dispatch bench-core bench-store bench-engine evaluate-demo-model \
+.PHONY: help demo test test-slow lint coverage simulate bench bench-dispatch bench-core bench-store bench-engine bench-predict evaluate-demo-model \
         train-demo-model train-demo-addons evaluate-localisation train-localisation docs clean
 
 help:  ## list the targets
@@ -19,10 +21,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,redis,s3,dev]'
 	@touch $@
 
+$(SERVERS)/.ready: tests/servers.txt
+	@$(PYTHON) -m venv $(SERVERS) && \
+	  $(SERVERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/servers.txt && touch $@ || \
+	  echo "The servers that models are fetched from cannot be installed: the tests against them are skipped."
+
 demo: $(READY)  ## set everything up and generate a picture with the shipped model
 	@$(BIN)/atelier generate "a red circle on a white background" --local --guidance 4 --seed 7 -o demo.png
 
-test: $(READY)  ## set everything up and run the tests
+test: $(READY) $(SERVERS)/.ready  ## set everything up and run the tests
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)  ## the checks that take minutes: a hundred pictures each
@@ -40,7 +47,7 @@ coverage: $(READY)  ## the tests with branch coverage; the core must have 95 %
 simulate: $(READY)  ## the scheduler under faults: make simulate SEEDS=10000
 	$(BIN)/python scripts/simulate.py --seeds $(SEEDS)
 
-bench: bench-dispatch bench-core bench-store bench-engine  ## all benchmarks
+bench: bench-dispatch bench-core bench-store bench-engine bench-predict  ## all benchmarks
 
 bench-dispatch: $(READY)  ## jobs per second through the orchestrator, beside raw ZeroMQ
 	$(BIN)/python -m scripts.bench.dispatch
@@ -53,6 +60,14 @@ bench-store: $(READY)  ## accepted jobs per second, beside raw SQLite
 
 bench-engine: $(READY)  ## what the step engine costs and gains, beside stock diffusers (7 GB of memory)
 	$(BIN)/python -m scripts.bench.engine
+
+bench-predict: $(READY) $(PEERS)/.ready  ## predictions a second, beside Mosec, LitServe and onnxruntime alone
+	$(BIN)/python -m scripts.bench.predict --peers $(PEERS)/bin/python
+
+$(PEERS)/.ready: scripts/bench/peers/requirements.txt
+	@$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 evaluate-demo-model: $(READY)  ## 100 fresh prompts: how often are colours, shapes, places and outlines right?
 	$(BIN)/python -m scripts.demo_model.evaluate base
@@ -76,4 +91,4 @@ docs: $(READY)  ## generate the tables of the spec and the state diagram anew
 	$(BIN)/python -m scripts.doc_tables
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache htmlcov .coverage build *.egg-info demo.png
+	rm -rf $(VENV) $(SERVERS) .pytest_cache .mypy_cache .ruff_cache htmlcov .coverage build *.egg-info demo.png

@@ -1,6 +1,8 @@
 """Models of the usual sizes with random weights: nothing to look at, but every step costs what the real one's costs."""
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,25 @@ def _text_encoder(kind: Any, width: int, layers: int, heads: int) -> Any:
             eos_token_id=tokens.eos_token_id,
         )
     )
+
+
+def mlp(path: Path, sizes: Sequence[int] = (128, 512, 512, 10)) -> Path:
+    """Save an ONNX network: `x` float32 [batch, first] -> `y` float32 [batch, last], with ReLU between the layers."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes, weights, at = [], [], "x"
+    for layer, (wide, next_wide) in enumerate(pairwise(sizes)):
+        last = layer == len(sizes) - 2
+        matrix = (rng.standard_normal((wide, next_wide)) / wide**0.5).astype(np.float32)
+        weights += [numpy_helper.from_array(matrix, f"w{layer}")]
+        weights += [numpy_helper.from_array(rng.standard_normal(next_wide).astype(np.float32) / 10, f"b{layer}")]
+        nodes.append(helper.make_node("Gemm", [at, f"w{layer}", f"b{layer}"], ["y" if last else f"h{layer}"]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [f"h{layer}"], [at := f"r{layer}"]))
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", sizes[i]]) for n, i in (("x", 0), ("y", -1))]
+    graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
