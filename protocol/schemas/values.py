@@ -1,7 +1,8 @@
 """Values that several domains share: names of models, sizes in pixels, shares, and bytes that are sent in."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
@@ -69,11 +70,25 @@ def byte_refs(value: Any, path: str = "") -> Iterator[tuple[str, AttachmentRef |
     if isinstance(value, AttachmentRef | ArtifactRef | bytes):
         yield path, value
     elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
+        for name in _naming_fields(type(value)):
             yield from byte_refs(getattr(value, name), f"{path}.{name}" if path else name)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from byte_refs(item, f"{path}.{index}")
+
+
+@cache
+def _naming_fields(schema: type[BaseModel]) -> list[str]:
+    """The fields of a schema that may name bytes: the others of a request need not be looked through."""
+    return [name for name, field in schema.model_fields.items() if _may_name(field.annotation)]
+
+
+def _may_name(annotation: Any) -> bool:
+    if annotation in (AttachmentRef, ArtifactRef, bytes):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return bool(_naming_fields(annotation))
+    return get_origin(annotation) is not dict and any(_may_name(argument) for argument in get_args(annotation))
 
 
 def put_at(data: dict[str, Any], path: str, value: Any) -> None:
