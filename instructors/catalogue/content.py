@@ -110,6 +110,7 @@ def _pipeline(path: Path, files: list[Path], nbytes: int) -> Content:
     part = next((name for name in DENOISERS if (path / name).is_dir()), "")
     weights = [file for file in files if file.parent == path / part]
     tensors = tensors_of(weights)
+    tensors_of([file for file in files if file not in weights])  # those of the other components are whole, too
     kind = judge.denoiser({name: tensor.shape for name, tensor in tensors.items()}, {}) or judge.UNKNOWN
     family = kind.family or _family(path, class_name)
     variants = (*kind.variants, *_told(path, class_name, kind.variants))

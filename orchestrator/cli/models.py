@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from protocol.schemas.model_figures import DeviceFigures
 
 CHANGES = "orchestrator.cli.model_changes"
+FILES = "orchestrator.cli.model_files"
 TABLES = {"traffic", "shadow", "metadata", "metrics", "tags", "source", "totals", "per_device"}  # of `show`
 
 
@@ -37,6 +38,8 @@ TABLES = {"traffic", "shadow", "metadata", "metrics", "tags", "source", "totals"
         "metadata": (f"{CHANGES}:metadata", "Show or change what is known of a model."),
         "history": (f"{CHANGES}:history", "Show who changed what of a model, and when."),
         "delete": (f"{CHANGES}:delete", "Take a version out of the registry."),
+        "discover": (f"{FILES}:discover", "List what lies in a worker's folders of models."),
+        "validate": (f"{FILES}:validate_model", "Check a model's files."),
     },
 )
 def models() -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from orchestrator.client.core import RequestOptions
 from orchestrator.client.model_sources import Source, source_of
-from orchestrator.client.results import Blob
+from orchestrator.client.results import Blob, Result
 from protocol.schemas.model import (
     DEFAULT_ALIAS,
     AliasInfo,
@@ -19,6 +20,7 @@ from protocol.schemas.model import (
     VersionInfo,
     WorkerModels,
 )
+from protocol.schemas.model_files import DiscoveredModel, ModelDiscoverResult, ModelValidateResult
 
 if TYPE_CHECKING:
     from orchestrator.client.aio import AsyncClient
@@ -31,6 +33,15 @@ def _registration(source: Source, fields: dict[str, Any]) -> tuple[dict[str, Any
     header = {"worker_id": fields.pop("worker_id")} if fields.get("worker_id") is not None else {}
     fields.pop("worker_id", None)
     return {**fields, "source": told}, header, blobs
+
+
+class Discovering(TypedDict, total=False):
+    """What `discover` takes; the fields of `ModelDiscover`."""
+
+    folders: Sequence[str]
+    types: Sequence[str]
+    families: Sequence[str]
+    worker_id: str
 
 
 class Models:
@@ -115,6 +126,25 @@ class Models:
         data = {"name": name, "limit": limit, "before": before}
         return self._client.fetch(HistoryResult, "model.history", data).changes
 
+    def discover(self, **fields: Unpack[Discovering]) -> "Sequence[DiscoveredModel]":
+        """What lies in a worker's folders of models. `worker_id` names one, where several are connected."""
+        data, options = _discovering(fields)
+        found: list[DiscoveredModel] = []
+        while True:
+            result = self._client.run("model.discover", data, **options)
+            page = result.parse(ModelDiscoverResult)
+            found += page.models
+            if page.next is None:
+                return found
+            data, options = _next_page(data, page, result)
+
+    def validate(
+        self, model_id: str, *, deep: bool = False, values: bool = True, **options: Unpack[RequestOptions]
+    ) -> ModelValidateResult:
+        """Check a model's files; `deep` loads and runs it, too. An invalid model is an answer, not an error."""
+        data = {"model_id": model_id, "deep": deep, "values": values}
+        return self._client.run("model.validate", data, **options).parse(ModelValidateResult)
+
     def delete_version(self, name: str, version: str, *, author: str | None = None) -> VersionInfo:
         """Take a version out of the registry; its files stay. Raises RequestConflict while something points to it."""
         data = {"name": name, "version": version, "author": author}
@@ -187,9 +217,40 @@ class AsyncModels:
         data = {"name": name, "limit": limit, "before": before}
         return (await self._client.fetch(HistoryResult, "model.history", data)).changes
 
+    async def discover(self, **fields: Unpack[Discovering]) -> "Sequence[DiscoveredModel]":
+        data, options = _discovering(fields)
+        found: list[DiscoveredModel] = []
+        while True:
+            result = await self._client.run("model.discover", data, **options)
+            page = result.parse(ModelDiscoverResult)
+            found += page.models
+            if page.next is None:
+                return found
+            data, options = _next_page(data, page, result)
+
+    async def validate(
+        self, model_id: str, *, deep: bool = False, values: bool = True, **options: Unpack[RequestOptions]
+    ) -> ModelValidateResult:
+        data = {"model_id": model_id, "deep": deep, "values": values}
+        return (await self._client.run("model.validate", data, **options)).parse(ModelValidateResult)
+
     async def delete_version(self, name: str, version: str, *, author: str | None = None) -> VersionInfo:
         data = {"name": name, "version": version, "author": author}
         return await self._client.fetch(VersionInfo, "model.delete_version", data)
+
+
+def _discovering(fields: "Discovering") -> tuple[dict[str, Any], RequestOptions]:
+    data: dict[str, Any] = {**fields}
+    worker_id = data.pop("worker_id", None)
+    return data, RequestOptions() if worker_id is None else RequestOptions(worker_id=worker_id)
+
+
+def _next_page(
+    data: dict[str, Any], page: ModelDiscoverResult, result: Result
+) -> tuple[dict[str, Any], RequestOptions]:
+    """Of the same worker: another one has other folders."""
+    options = RequestOptions() if result.worker_id is None else RequestOptions(worker_id=result.worker_id)
+    return {**data, "after": page.next}, options
 
 
 def _traffic(name: str, splits: dict[str, float] | None, fields: dict[str, Any]) -> dict[str, Any]:
