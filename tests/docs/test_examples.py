@@ -276,7 +276,7 @@ def test_an_action_is_added_as_told(tmp_path: Path) -> None:
     schema, task = pages.blocks(steps, "python")
     (tmp_path / "protocol" / "schemas" / "text.py").write_text(schema)
     (tmp_path / "instructors" / "text.py").write_text(task)
-    add(tmp_path / "protocol" / "schemas" / "__init__.py", "from protocol.schemas import ", "text, ")
+    add(tmp_path / "protocol" / "schemas" / "__init__.py", "from protocol.schemas import (", "text, ")
     add(tmp_path / "protocol" / "schemas" / "__init__.py", "for domain in (", "text, ")
     add(tmp_path / "instructors" / "registry.py", "for name in [", '"instructors.text", ')
     call = re.search(r"`(client\.run\(.*?\))`", steps)
