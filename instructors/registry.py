@@ -20,6 +20,7 @@ BUILT_IN = tuple(
         "validate_model",
         "predict",
         "convert",
+        "fetch",
     )
 )
 MakeTask = Callable[[Any, Context], Task]  # (data as the action's schema, context)

@@ -16,6 +16,7 @@ from instructors import inference, registry
 from instructors.models import ONNX, ModelFolder
 from instructors.redis_cache import RedisUnusable
 from instructors.results_cache import ResultsCache
+from instructors.sources import staging
 from instructors.task import Padding, Place
 from protocol.errors import ModelInvalid
 from protocol.frames import keep_memory
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     worker_id = options.name or f"{gethostname()}-{device.device_id}"
     logs.configure(options.log_level, worker_id=worker_id)
     outbox = Outbox()
+    staging.clean(options.models)
     place = _workplace(options, device, Delivery(outbox))
     models, kept = place.models.entries(device.device_id), place.models.kept()
     log.debug("models", there=len(models), kept=kept)

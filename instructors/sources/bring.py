@@ -9,6 +9,7 @@ from instructors.sources import Source
 from instructors.sources.download import Tell, download
 from instructors.sources.placing import put_in_place
 from protocol.errors import ModelInvalid
+from protocol.limits import NAME_LENGTH_MAX
 
 HASHES_MAX = 64  # told, of the largest files
 
@@ -61,9 +62,9 @@ def _result(model: Model, source: Source, digests: dict[str, str], sizes: dict[s
         "nbytes": sum(sizes.values()),
         "hashes": {path: digests[path] for path in sorted(largest)},
         "description": said.description or None,
-        "license": said.license or None,
-        "tags": said.tags or None,
-        "trigger_words": said.trigger_words or None,
+        "license": said.license[:NAME_LENGTH_MAX] or None,
+        "tags": [word[:NAME_LENGTH_MAX] for word in said.tags] or None,
+        "trigger_words": [word[:NAME_LENGTH_MAX] for word in said.trigger_words] or None,
     }
     return {
         "content_hash": model.content_hash,

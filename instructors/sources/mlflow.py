@@ -154,7 +154,7 @@ class _Server:
         except urllib.error.HTTPError as error:
             with error:
                 code = error.code
-            if code == 404:
+            if code in (400, 404):  # 400: an alias that is not there
                 raise NotFound("MLflow has no such model, version, alias or file.") from None
             if code in (401, 403):
                 raise Forbidden("MLflow refuses the worker's credentials.") from None

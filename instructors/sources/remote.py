@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from instructors.sources import Broken, Source, SourceFile, Told
 from instructors.sources.folder import FolderSource
-from protocol.errors import Forbidden, InvalidRequest, NotFound, Unavailable
+from protocol.errors import Forbidden, InvalidRequest, ModelInvalid, NotFound, Unavailable
 from protocol.limits import MIB
 
 PIECE_BYTES = 8 * MIB  # one request of a range
@@ -95,6 +95,8 @@ def _failures() -> Iterator[None]:
     except PermissionError:
         raise Forbidden("The place refuses the worker's credentials.") from None
     except (OSError, TimeoutError) as error:
+        if type(error).__name__ == "FileExpired":  # of s3fs
+            raise ModelInvalid("A file changed while it was fetched; try again.") from None
         raise Broken(type(error).__name__) from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"):

@@ -113,7 +113,7 @@ class ModelSource(ActionData):
     url: Annotated[str, Field(min_length=1, max_length=1000)] | None = (
         None  # of a folder or file, e.g. `s3://bucket/key`
     )
-    mlflow: Annotated[str, Field(min_length=1, max_length=400)] | None = None  # e.g. `models:/name/3`, `runs:/id/model`
+    mlflow: Annotated[str, Field(min_length=1, max_length=400)] | None = None  # e.g. `models:/name@alias`
     files: Annotated[list[ModelFile], Field(min_length=1, max_length=FILES_MAX)] | None = None  # sent with the request
 
     @model_validator(mode="after")
@@ -147,10 +147,12 @@ class FetchResult(ResultData):
 
     content_hash: str
     nbytes: int
+    files: int | None = None  # how many
     metadata: dict[str, Any] = {}  # as MetadataFields
     run_id: str | None = None  # of the experiment that made it
     metrics: dict[str, float] = {}  # as they were registered where it came from
     tags: dict[str, str] = {}  # likewise
+    warnings: list[str] = []  # what was taken, and should be said otherwise
 
 
 class VersionInfo(ResultData):

@@ -24,6 +24,7 @@ class FetchDesk(Desk):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._selector = selectors.DefaultSelector()
+        self._begun: list[Fetch] = []
 
     def watch(self, source: Source, arrived: Callable[[], None]) -> None:
         self._selector.register(source, selectors.EVENT_READ, arrived)
@@ -43,6 +44,7 @@ class FetchDesk(Desk):
         data = validate(FetchData, {"name": name, "version": version, "source": source})
         assert isinstance(data, FetchData)
         task = Fetch(data, self)
+        self._begun.append(task)
         begun = time.monotonic()
         task.step()
         assert time.monotonic() - begun < 1  # the device thread does not wait for places
@@ -64,6 +66,13 @@ class FetchDesk(Desk):
         self, source: dict[str, Any], name: str = "found", version: str = "1", blobs: Sequence[bytes] = ()
     ) -> Any:
         return self.finish(self.begin(source, name, version, blobs))
+
+    def close(self) -> None:
+        """After a test, however it ended."""
+        for task in self._begun:
+            task.close()
+        self.wait_until_tidy()
+        self._selector.close()
 
     @property
     def staged(self) -> list[Path]:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def desk(root: Path) -> FetchDesk:
-    return FetchDesk(root)
+def desk(root: Path) -> Iterator[FetchDesk]:
+    desk = FetchDesk(root)
+    yield desk
+    desk.close()
 
 
 def upload(**files: int) -> dict[str, Any]:
