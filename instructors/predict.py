@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import msgpack
 
@@ -13,17 +12,14 @@ from protocol.errors import AtelierError
 from protocol.schemas import ACTIONS
 from protocol.schemas.predict import BatchData, PredictData, PredictValues, read_items
 
-if TYPE_CHECKING:
-    from instructors.pipelines.onnx.loading import Loader
-
 
 class Predict(SharedTask):
     """`inference.predict`: one prediction."""
 
-    def __init__(self, loader: "Loader", data: PredictData, context: Context) -> None:
+    def __init__(self, data: PredictData, context: Context) -> None:
         from instructors.prediction import Prediction
 
-        self._prediction = Prediction(loader, context, data, data)
+        self._prediction = Prediction(context, data, data)
         if self._prediction.failure is not None:
             raise self._prediction.failure
         self.units = [self._prediction.unit]
@@ -38,13 +34,13 @@ class Predict(SharedTask):
 class Batch(SharedTask):
     """`predict.batch`: several predictions of one model, each of which fails for itself."""
 
-    def __init__(self, loader: "Loader", data: BatchData, context: Context) -> None:
+    def __init__(self, data: BatchData, context: Context) -> None:
         from instructors.prediction import Prediction
 
         entries: Sequence[PredictValues | AtelierError] = data.requests
         if data.items is not None:
             entries = read_items(images.file_of(data.items, context.blobs, "items"))
-        self._predictions = [Prediction(loader, context, data, entry) for entry in entries]
+        self._predictions = [Prediction(context, data, entry) for entry in entries]
         self.units = [prediction.unit for prediction in self._predictions]
 
     def result(self) -> Result:
@@ -58,15 +54,5 @@ def register(registry: Registry) -> None:
     """Adds nothing where the libraries that compute are not installed."""
     if not (find_spec("onnxruntime") and find_spec("numpy")):
         return
-    from instructors.pipelines.onnx.loading import Loader
-
-    loader = Loader()
-
-    def predict(data: PredictData, context: Context) -> Predict:
-        return Predict(loader, data, context)
-
-    def batch(data: BatchData, context: Context) -> Batch:
-        return Batch(loader, data, context)
-
-    registry.add(ACTIONS["inference.predict"], predict, shares=True)
-    registry.add(ACTIONS["predict.batch"], batch, shares=True)
+    registry.add(ACTIONS["inference.predict"], Predict, shares=True)
+    registry.add(ACTIONS["predict.batch"], Batch, shares=True)

@@ -1,5 +1,6 @@
 """One prediction on its way: values through a model's steps, its process, and the steps after it, model by model."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import structlog
 from instructors import images, tensor_bytes
 from instructors.memory import NoRoomNow
 from instructors.pipelines.onnx.facts import BFLOAT16, check, check_outputs
-from instructors.pipelines.onnx.loading import Loader
+from instructors.pipelines.onnx.loading import Problem
 from instructors.pipelines.onnx.serving import Request, Serving, Tensors
 from instructors.pipelines.onnx.steps import items_of
 from instructors.processing import Chain, Values
@@ -42,11 +43,8 @@ log = structlog.get_logger("instructors.predict")
 class Prediction:
     """One prediction on its way. `unit` is what the worker steps; `failure` or `answer` when that is done."""
 
-    def __init__(
-        self, loader: Loader, context: Context, options: PredictOptions, values: PredictValues | AtelierError
-    ) -> None:
+    def __init__(self, context: Context, options: PredictOptions, values: PredictValues | AtelierError) -> None:
         """Raises NoRoomNow; all else that goes wrong is a `failure`. `values` may be what is wrong with them."""
-        self._loader = loader
         self._context = context
         self._options = options
         self._left = [options.model_id, *options.fallbacks]
@@ -74,10 +72,9 @@ class Prediction:
             if failure is not None:
                 log.warning("falling back", model_id=model_id, problem=failure.message)
             try:
-                serving = self._loader.serving(model_id, self._context)
                 self._known: set[str] = set()
                 self._models, self._run_ms, self._cached, self._batch_size = 0, 0.0, True, 0
-                self._enter(serving, self._values)
+                self._ask_for(model_id, self._values)
                 return
             except AtelierError as error:
                 if error.code not in PASSED_ON:
@@ -85,6 +82,30 @@ class Prediction:
                 failure = error
         if failure is not None:
             raise failure
+
+    def _ask_for(self, model_id: str | None, values: Values) -> None:
+        """Begin with this model, at once or when it is loaded."""
+        ready = partial(self._loaded, model_id, values, time.monotonic())
+        serving = self._context.loader.serving(model_id, self._context, ready)
+        if serving is None:
+            self.unit.wait()
+        else:
+            self._enter(serving, values)
+
+    def _loaded(self, model_id: str | None, values: Values, since: float, problem: Problem) -> None:
+        """The model is there, or cannot be loaded."""
+
+        def go_on() -> None:
+            if isinstance(problem, NoRoomNow):
+                self.unit.error = problem  # the whole job is begun again when there is room
+                return
+            failure = problem or self._failure_of(partial(self._ask_for, model_id, values))
+            if failure is not None and failure.code in PASSED_ON and self._left:
+                failure = self._failure_of(partial(self._first_that_takes_it, failure))
+            self.unit.failure = failure or self.unit.failure
+
+        self._context.waited(time.monotonic() - since)
+        self.unit.arrived(go_on)
 
     def _enter(self, serving: Serving, values: Values) -> None:
         """Begin with this model: with the steps before it."""
@@ -217,7 +238,7 @@ class Prediction:
             return
         if self._models >= MODELS_MAX:
             raise InvalidRequest(f"A chain has at most {MODELS_MAX} models.")
-        self._enter(self._loader.serving(then, self._context), values)
+        self._ask_for(then, values)
 
     def _closed(self) -> None:
         """Nobody waits for it any more."""

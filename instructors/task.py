@@ -17,6 +17,7 @@ from protocol.codec import Buffer
 from protocol.enums import EventName
 
 if TYPE_CHECKING:
+    from instructors.pipelines.onnx.loading import Loader
     from instructors.results_cache import ResultsCache
 
 
@@ -93,8 +94,19 @@ class Place(Protocol):
         """Of predictions, by what they depend on."""
 
     @property
+    def loader(self) -> "Loader":
+        """Of the models that predict: which loaded one answers for which name."""
+
+    @property
     def cache_dir(self) -> Path | None:
         """For files that can be made again; None: they are not kept."""
+
+    @property
+    def lasting(self) -> "Place":
+        """The same place, for what goes on when the task has ended."""
+
+    def waited(self, seconds: float) -> None:
+        """So long the task could not go on because its model was being loaded."""
 
     def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
         """What stands under `key` in the device's memory, loaded now if it is not there; kept until the task ends.
@@ -102,17 +114,40 @@ class Place(Protocol):
         `nbytes` is an estimate for making room. Raises OutOfMemory and whatever `load` raises.
         """
 
+    def at_hand(self, key: str) -> Resident | None:
+        """As `resident`, where it is loaded already; else None."""
+
     def part(self, key: str) -> Any:
         """A part that a resident has on the device; None where none has."""
 
     def forget(self, key: str) -> bool:
         """Unload a resident; False where none has this key, or a task uses it."""
 
-    def adopt(self, key: str, value: Resident) -> None:
-        """Keep under `key` what was loaded elsewhere. Raises OutOfMemory and NoRoomNow."""
+    def reserve(self, key: str, nbytes: int) -> None:
+        """Make room for what will be loaded elsewhere, by this estimate; `adopt` or `release` ends that. Raises
+        NoRoomNow."""
+
+    def release(self, key: str) -> None:
+        """What there was room made for could not be loaded."""
+
+    def adopt(self, key: str, value: Resident, load_s: float | None = None) -> None:
+        """Take in what was loaded elsewhere, in so many seconds; None: in place of another. Raises OutOfMemory and
+        NoRoomNow."""
 
     def retire(self, key: str) -> None:
         """Unload a resident as soon as no task uses it."""
+
+    def keep(self, key: str, kept: bool = True) -> None:
+        """Never evict a resident; False: as any other again."""
+
+    def is_kept(self, key: str) -> bool:
+        """Whether it is never evicted."""
+
+    def keys_of(self, name: str) -> list[str]:
+        """The keys of the residents of this name, also of those that were set aside; the one used last is the last."""
+
+    def holders(self, part_key: str) -> dict[str, bool]:
+        """The names of the residents that are made of this part -> whether they have it on the device."""
 
     def watch(self, source: Source, arrived: Callable[[], None]) -> None:
         """Have `arrived` called between two quanta while there is something to read at `source`."""

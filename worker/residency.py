@@ -25,6 +25,7 @@ class _Entry:
     parts: Mapping[str, Any]
     pins: int = 0
     retired: bool = False  # to be unloaded with its last pin
+    kept: bool = False  # never evicted
 
 
 class Residency:
@@ -40,7 +41,9 @@ class Residency:
         self._aside_budget = aside_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._aside: OrderedDict[str, _Entry] = OrderedDict()
+        self._reserved: dict[str, int] = {}  # for what is being loaded elsewhere, by key
         self.names: list[str] = []
+        self.kept: frozenset[str] = frozenset()  # names of those that are never evicted
 
     @property
     def nbytes(self) -> int:
@@ -54,6 +57,15 @@ class Residency:
     def part(self, key: str) -> Any:
         """A part that some resident has on the device; None where none has."""
         return next((entry.parts[key] for entry in self._entries.values() if key in entry.parts), None)
+
+    def keys_of(self, name: str) -> list[str]:
+        """The keys of what reports call by this name, oldest use first; what is set aside comes before."""
+        return [key for key, entry in (*self._aside.items(), *self._entries.items()) if entry.value.name == name]
+
+    def holders(self, part_key: str) -> dict[str, bool]:
+        """The names of those that are made of this part -> whether they have it on the device, or set aside."""
+        aside = {entry.value.name: False for entry in self._aside.values() if part_key in entry.parts}
+        return aside | {entry.value.name: True for entry in self._entries.values() if part_key in entry.parts}
 
     def at_hand(self, key: str) -> Resident | None:
         """What is on the device under this key, pinned and now the most recently used."""
@@ -73,6 +85,7 @@ class Residency:
     def load(self, key: str, nbytes: int, make: Callable[[], R]) -> R:
         """Make room by the estimate, load, pin. Raises OutOfMemory if it does not fit even alone, and NoRoomNow if
         it does not fit beside what is in use."""
+        self._reserved.pop(key, None)
         self._make_room(nbytes)
         value = self._try(key, make)
         if value is None:
@@ -86,6 +99,27 @@ class Residency:
         self._publish()
         return value
 
+    def reserve(self, key: str, nbytes: int) -> None:
+        """Make room, by the estimate, for what is being loaded elsewhere, until it is here (`load`) or given up
+        (`release`). Raises NoRoomNow."""
+        self._make_room(nbytes)
+        self._reserved[key] = nbytes
+
+    def release(self, key: str) -> None:
+        """It could not be loaded."""
+        self._reserved.pop(key, None)
+
+    def keep(self, key: str, kept: bool = True) -> None:
+        """Never evict what is here under this key; False: as any other again."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.kept = kept
+            entry.retired = entry.retired and not kept
+            self._publish()
+
+    def is_kept(self, key: str) -> bool:
+        return key in self._entries and self._entries[key].kept
+
     def unpin(self, key: str) -> None:
         entry = self._entries[key]
         entry.pins -= 1
@@ -93,9 +127,9 @@ class Residency:
             self.forget(key)
 
     def retire(self, key: str) -> None:
-        """Unload it as soon as nobody uses it."""
+        """Unload it as soon as nobody uses it, wherever it is."""
         entry = self._entries.get(key)
-        if entry is not None and not self.forget(key):
+        if not self.forget(key) and entry is not None:
             entry.retired = True
 
     def evict_unused(self) -> bool:
@@ -141,8 +175,9 @@ class Residency:
         self._publish()
 
     def _make_room(self, nbytes: int) -> None:
-        self._evict_to(max(self._budget - nbytes, 0))
-        if self.nbytes + nbytes > self._budget and self._entries:
+        room = self._budget - sum(self._reserved.values())
+        self._evict_to(max(room - nbytes, 0))
+        if self.nbytes + nbytes > room and (self._entries or self._reserved):
             raise NoRoomNow
 
     def _evict_to(self, nbytes: int) -> None:
@@ -151,7 +186,7 @@ class Residency:
         for key, entry in list(self._entries.items()):
             if self.nbytes <= nbytes:
                 break
-            if entry.pins == 0:
+            if entry.pins == 0 and not entry.kept:
                 del self._entries[key]
                 log.info("evicted", key=key)
                 self._set_aside(key, entry)
@@ -179,6 +214,7 @@ class Residency:
 
     def _publish(self) -> None:
         self.names = list(dict.fromkeys(entry.value.name for entry in self._entries.values()))
+        self.kept = frozenset(entry.value.name for entry in self._entries.values() if entry.kept)
 
 
 def _close(entry: _Entry | None) -> None:

@@ -243,12 +243,14 @@ def test_killing_a_models_process_harms_no_request(server: Client, worker: Worke
     data, blobs = attach_inputs({"model_id": "slow", "inputs": slow})
     jobs = [server.submit("inference.predict", data, attachments=blobs) for _ in range(3)]
 
-    def computing() -> psutil.Process | None:
-        return next((process for process in runners(worker) if process.cpu_percent(0.05) > 20), None)
+    found: list[psutil.Process] = []
 
-    eventually(lambda: computing() is not None, 10)
-    busy = computing()
-    assert busy is not None
+    def computing() -> bool:
+        found.extend(process for process in runners(worker) if process.cpu_percent(0.05) > 20)
+        return bool(found)
+
+    eventually(computing, 10)
+    busy = found[0]
     busy.kill()
     for job in jobs:
         [answer] = prediction_of(job.result()).outputs["y"]

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -22,6 +22,9 @@ from worker.hardware import Device
 from worker.jobs import Job
 from worker.pulse import Pulse
 from worker.residency import Residency
+
+if TYPE_CHECKING:
+    from instructors.pipelines.onnx.loading import Loader
 
 Letter = Job | Callable[[], None] | None  # to the device thread; None: look who is to end
 
@@ -44,6 +47,7 @@ class Workplace:
     cache_dir: Path | None = None
     statistics: Statistics = field(default_factory=Statistics)
     mailbox: Mailbox[Letter] = field(default_factory=Mailbox)
+    loader: "Loader | None" = None  # made when it is first asked for: it needs libraries that may not be there
 
 
 class WorkerPlace:
@@ -75,18 +79,38 @@ class WorkerPlace:
         return self._place.results
 
     @property
+    def loader(self) -> "Loader":
+        if self._place.loader is None:
+            from instructors.pipelines.onnx.loading import Loader
+
+            self._place.loader = Loader()
+        return self._place.loader
+
+    @property
     def cache_dir(self) -> Path | None:
         return self._place.cache_dir
+
+    @property
+    def lasting(self) -> "WorkerPlace":
+        return WorkerPlace(self._place)
+
+    def waited(self, seconds: float) -> None:
+        self.load_s += seconds
 
     @property
     def statistics(self) -> Statistics:
         return self._place.statistics
 
-    def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
-        residency = self._place.residency
-        value: Any = residency.at_hand(key)
+    def at_hand(self, key: str) -> Resident | None:
+        value = self._place.residency.at_hand(key)
         if value is not None:
             self._pins.append(key)
+        return value
+
+    def resident(self, key: str, nbytes: int, load: Callable[[], R]) -> R:
+        residency = self._place.residency
+        value: Any = self.at_hand(key)
+        if value is not None:
             return value
         begun = time.monotonic()
         with self._place.pulse.loading():  # what was set aside takes time to come back, too
@@ -109,13 +133,35 @@ class WorkerPlace:
     def forget(self, key: str) -> bool:
         return self._place.residency.forget(key)
 
-    def adopt(self, key: str, value: Resident) -> None:
+    def reserve(self, key: str, nbytes: int) -> None:
+        self._place.residency.reserve(key, nbytes)
+
+    def release(self, key: str) -> None:
+        self._place.residency.release(key)
+
+    def adopt(self, key: str, value: Resident, load_s: float | None = None) -> None:
         self._place.residency.load(key, value.nbytes, lambda: value)
         self._place.residency.unpin(key)
-        self.statistics.reloaded(value.name, value.nbytes)
+        if load_s is None:
+            self.statistics.reloaded(value.name, value.nbytes)
+        else:
+            self.statistics.loaded(value.name, load_s, value.nbytes)
+            log.info("loaded", key=key, nbytes=value.nbytes, load_ms=round(load_s * 1000))
 
     def retire(self, key: str) -> None:
         self._place.residency.retire(key)
+
+    def keep(self, key: str, kept: bool = True) -> None:
+        self._place.residency.keep(key, kept)
+
+    def is_kept(self, key: str) -> bool:
+        return self._place.residency.is_kept(key)
+
+    def keys_of(self, name: str) -> list[str]:
+        return self._place.residency.keys_of(name)
+
+    def holders(self, part_key: str) -> dict[str, bool]:
+        return self._place.residency.holders(part_key)
 
     def watch(self, source: Source, arrived: Callable[[], None]) -> None:
         self._place.mailbox.watch(source, arrived)

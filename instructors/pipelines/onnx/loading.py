@@ -1,8 +1,9 @@
-"""Which loaded model answers for a name, and its replacement by a new one without a request that waits or is lost.
+"""Which loaded model answers for a name, its loading, and its replacement without a request that is lost.
 
-When the files of a model in use have changed, the new model is loaded and tried beside the old one, on a thread of its
-own; requests go to the old one until then. If the new one fails, the old one stays. The old one leaves when the last
-request that uses it has ended.
+Models are loaded and tried on threads of their own, so that others are served meanwhile; whoever asks for a model that
+is being loaded waits for the one process that does it. When the files of a model in use have changed, the new model is
+loaded beside the old one; requests go to the old one until then. If the new one fails, the old one stays. The old one
+leaves when the last request that uses it has ended.
 """
 
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from instructors.pipelines.onnx.runner import Runner, RunnerSpec
 from instructors.pipelines.onnx.serving import Serving
 from instructors.task import Place
 from protocol.enums import ErrorCode
-from protocol.errors import AtelierError, InternalError, OutOfMemory
+from protocol.errors import AtelierError, InternalError, Unavailable
 
 LOOK_S = 1.0  # a model's files are looked at so often, at most
 SERVED_MAX = 1000  # names
@@ -35,7 +37,9 @@ PROVIDERS = {
 OLD_OVERHEAD = 1.5  # a loaded model takes more than its files; an estimate for making room
 
 Seen = tuple[Any, ...]
-Ended = Callable[[AtelierError | None], None]
+Problem = AtelierError | NoRoomNow | None
+Ready = Callable[[Problem], None]
+Ended = Callable[[bool, Problem], None]  # (whether it is another model now, why not)
 
 log = structlog.get_logger("instructors.serving")
 
@@ -47,8 +51,7 @@ class _Current:
     model: Model
     seen: Seen
     look_at: float
-    reloading: bool = False
-    reloaded_at: float | None = None  # wall clock
+    reloading: list[Ended] | None = None  # who waits for that
 
     @property
     def key(self) -> str:
@@ -60,17 +63,23 @@ class Loader:
 
     def __init__(self) -> None:
         self._current: dict[str | None, _Current] = {}
+        self._loading: dict[str, list[Ready]] = {}  # by key: who waits for it
 
-    def serving(self, model_id: str | None, place: Place) -> Serving:
-        """The loaded model of this name; None: the only one there is. Raises what `ModelFolder.onnx` and `load` raise,
-        and NoRoomNow."""
+    def serving(self, model_id: str | None, place: Place, ready: Ready) -> Serving | None:
+        """The loaded model of this name; model_id None: the only one there is. None: it is being loaded, and `ready` is
+        called when it is to be asked for again, or with what went wrong. Raises what `ModelFolder.onnx` raises, and
+        NoRoomNow."""
         current = self._current.get(model_id)
-        if current is None:
-            current = self._find(model_id, place)
-        elif time.monotonic() >= current.look_at:
+        serving = None if current is None else place.at_hand(current.key)
+        if current is None or (serving is None and current.key not in self._loading):
+            current = self._find(model_id, place)  # as its files are now
+            serving = place.at_hand(current.key)
+        if serving is None:
+            self._load(current.model, place, ready)
+            return None
+        if time.monotonic() >= current.look_at:
             self._look(model_id, current, place)
-        model = current.model
-        serving = place.resident(current.key, int(model.weights_nbytes * OLD_OVERHEAD), lambda: load(model, place))
+        assert isinstance(serving, Serving)
         if serving.broken is not None:
             place.retire(current.key)
             self._current.pop(model_id, None)
@@ -84,66 +93,114 @@ class Loader:
         self._current[model_id] = current
         return current
 
+    def _load(self, model: Model, place: Place, ready: Ready, *, again: bool = False) -> None:
+        """Load a model on a thread of its own, unless that is under way. `again`: to take another's place. Raises
+        NoRoomNow and Unavailable."""
+        key = key_of(model)
+        waiting = self._loading.get(key)
+        if waiting is None:
+            place.reserve(key, int(model.weights_nbytes * OLD_OVERHEAD))
+            try:
+                threading.Thread(target=self._start, args=(model, place.lasting, again), daemon=True).start()
+            except RuntimeError:
+                place.release(key)
+                raise Unavailable("The model cannot be loaded at present: no thread can be started.") from None
+            waiting = self._loading[key] = []
+        waiting.append(ready)
+
+    def _start(self, model: Model, place: Place, again: bool) -> None:
+        """On a thread of its own."""
+        begun, serving, problem = time.monotonic(), None, None
+        try:
+            serving = _started(model, place)
+        except AtelierError as error:
+            problem = error
+        except Exception:
+            log.exception("a model cannot be loaded", model_id=model.model_id)
+            problem = InternalError()
+        load_s = None if again else time.monotonic() - begun
+        place.call_soon(lambda: self._arrived(key_of(model), serving, problem, load_s, place))
+
+    def _arrived(self, key: str, serving: Serving | None, problem: Problem, load_s: float | None, place: Place) -> None:
+        place.release(key)
+        if serving is not None:
+            try:
+                place.adopt(key, serving, load_s)
+            except (AtelierError, NoRoomNow) as error:
+                problem = error
+                serving.runner.close()
+            else:
+                serving.attach()
+        for ready in self._loading.pop(key):
+            ready(problem)
+
     def _look(self, model_id: str | None, current: _Current, place: Place) -> None:
         """Have its files changed?"""
         current.look_at = time.monotonic() + LOOK_S
-        if not current.reloading and _seen(model_id, current.model, place.models) != current.seen:
+        if current.reloading is None and _seen(model_id, current.model, place.models) != current.seen:
             self.reload(model_id, place)
+
+    def in_use(self) -> list[str | None]:
+        """The names for which a model answers, or did when it was last asked."""
+        return list(self._current)
 
     def reload(self, model_id: str | None, place: Place, ended: Ended | None = None) -> bool:
         """Load the model of this name anew beside the one in use, if its files are others now, and let it take over.
-        `ended` is told, on the device thread, how that went. False: nothing of this name is in use, or it is being
-        reloaded already."""
+        `ended` is told, on the device thread, how that went. False: nothing of this name is in use."""
         current = self._current.get(model_id)
-        if current is None or current.reloading:
+        if current is None or current.key not in place.keys_of(current.model.model_id):
             return False
-        current.reloading = True
-        threading.Thread(target=self._prepare, args=(model_id, current, place, ended), daemon=True).start()
+        waiting = [] if ended is None else [ended]
+        if current.reloading is not None:
+            current.reloading += waiting
+            return True
+        current.reloading = waiting
+        threading.Thread(target=self._find_again, args=(model_id, current, place.lasting), daemon=True).start()
         return True
 
-    def _prepare(self, model_id: str | None, current: _Current, place: Place, ended: Ended | None) -> None:
-        """On a thread of its own: find and load what is there now."""
-        model, serving, problem, seen = current.model, None, None, current.seen
+    def _find_again(self, model_id: str | None, current: _Current, place: Place) -> None:
+        """On a thread of its own: find what is there now."""
+        model, seen, problem = current.model, current.seen, None
         try:
             seen = _seen(model_id, current.model, place.models)
             model = place.models.onnx(model_id)
-            if key_of(model) != current.key:
-                serving = _started(model, place)
         except AtelierError as error:
             problem = error
         except Exception:
             log.exception("a model cannot be reloaded", model_id=model_id)
             problem = InternalError()
-        place.call_soon(lambda: self._take_over(model_id, current, model, serving, seen, problem, place, ended))
+        place.call_soon(lambda: self._found(model_id, current, model, seen, problem, place))
 
-    def _take_over(
-        self,
-        model_id: str | None,
-        current: _Current,
-        model: Model,
-        serving: Serving | None,
-        seen: Seen,
-        problem: AtelierError | None,
-        place: Place,
-        ended: Ended | None,
+    def _found(
+        self, model_id: str | None, current: _Current, model: Model, seen: Seen, problem: Problem, place: Place
     ) -> None:
-        current.reloading, current.seen = False, seen
-        if serving is not None and self._current.get(model_id) is current:
-            try:
-                place.adopt(key_of(model), serving)
-            except (AtelierError, NoRoomNow) as error:
-                serving.runner.close()
-                problem = error if isinstance(error, AtelierError) else OutOfMemory()
-            else:
-                serving.attach()
-                old, current.model, current.reloaded_at = current.key, model, time.time()
-                if all(other.key != old for other in self._current.values()):
-                    place.retire(old)
-                log.info("reloaded", model_id=model.model_id, content_hash=model.content_hash[:12])
+        current.seen = seen
+        ready = partial(self._take_over, model_id, current, model, place)
+        if problem is not None or key_of(model) in place.keys_of(model.model_id):
+            ready(problem)
+            return
+        try:
+            self._load(model, place, ready, again=True)
+        except (AtelierError, NoRoomNow) as error:
+            ready(error)
+
+    def _take_over(self, model_id: str | None, current: _Current, model: Model, place: Place, problem: Problem) -> None:
+        waiting, current.reloading = current.reloading or [], None
+        old, new = current.key, key_of(model)
+        changed = problem is None and new != old
+        if changed and self._current.get(model_id) is current:
+            if model.model_id == current.model.model_id and place.is_kept(old):
+                place.keep(new)
+                place.keep(old, False)
+            current.model = model
+            if not place.is_kept(old) and all(other.key != old for other in self._current.values()):
+                place.retire(old)
+            log.info("reloaded", model_id=model.model_id, content_hash=model.content_hash[:12])
         if problem is not None:
-            log.error("the old model stays: the new one is not usable", model_id=model_id, problem=problem.message)
-        if ended is not None:
-            ended(problem)
+            reason = problem.message if isinstance(problem, AtelierError) else "there is no room for both"
+            log.error("the old model stays: the new one is not usable", model_id=model_id, problem=reason)
+        for ended in waiting:
+            ended(changed, problem)
 
 
 def key_of(model: Model) -> str:
@@ -151,15 +208,9 @@ def key_of(model: Model) -> str:
     return f"{model.model_id} {model.content_hash}"
 
 
-def load(model: Model, place: Place) -> Serving:
-    """Load a model in a process of its own. Raises what `Runner.start` raises, and ModelInvalid for its manifest."""
-    serving = Serving(model, place, lambda: Runner.start(spec_of(model, place)))
-    serving.attach()
-    return serving
-
-
 def _started(model: Model, place: Place) -> Serving:
-    """Loaded and tried, for taking over; off the device thread, so nothing of it is watched yet."""
+    """Loaded in a process of its own, and tried; off the device thread, so nothing of it is watched yet. Raises what
+    `Runner.start` raises, and ModelInvalid for its manifest."""
     serving = Serving(model, place, lambda: Runner.start(spec_of(model, place)))
     try:
         warm_up(serving)

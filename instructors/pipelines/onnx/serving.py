@@ -146,6 +146,18 @@ class Request:
             self.ended(self)
             self.over = self.lane is None and not self.away  # it was given nothing else to do
 
+    def wait(self) -> None:
+        """Until `arrived` is called: what it needs is being loaded."""
+        self.outputs = self.failure = None
+        self.lane, self.away = None, True
+
+    def arrived(self, go_on: Callable[[], None]) -> None:
+        """What it waited for is there, or never will be; `go_on` gives it something else."""
+        self.away = False
+        if not self.closed:
+            go_on()
+            self.over = self.lane is None and not self.away
+
     def pass_steps(self, values: "dict[str, Any] | AtelierError") -> None:
         """This is what the steps left."""
         self.lane, self.values = None, {}
