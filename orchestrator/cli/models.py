@@ -32,6 +32,7 @@ TABLES = {"traffic", "shadow", "metadata", "metrics", "tags", "source", "totals"
         "show": ("orchestrator.cli.models:show", "Show all that is known of a model."),
         "status": ("orchestrator.cli.models:status", "Show what each worker has, and has loaded."),
         "register": (f"{CHANGES}:register", "Bring in a new version of a model."),
+        "convert": ("orchestrator.cli.model_convert:convert", "Make another form of a model."),
         "alias": (f"{CHANGES}:alias", "Let an alias point to a version, or take it away."),
         "rollback": (f"{CHANGES}:rollback", "Let an alias point to the version before."),
         "traffic": (f"{CHANGES}:traffic", "Split the requests for a name between versions."),

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from orchestrator.client.core import RequestOptions
 from orchestrator.client.model_sources import Source, source_of
@@ -20,11 +20,14 @@ from protocol.schemas.model import (
     VersionInfo,
     WorkerModels,
 )
-from protocol.schemas.model_files import DiscoveredModel, ModelDiscoverResult, ModelValidateResult
+from protocol.schemas.model_files import DiscoveredModel, ModelConvertResult, ModelDiscoverResult, ModelValidateResult
 
 if TYPE_CHECKING:
     from orchestrator.client.aio import AsyncClient
     from orchestrator.client.sync import Client
+
+Target = Literal["onnx", "diffusers"]
+Precision = Literal["float32", "float16", "int8"]
 
 
 def _registration(source: Source, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[Blob]]:
@@ -145,6 +148,24 @@ class Models:
         data = {"model_id": model_id, "deep": deep, "values": values}
         return self._client.run("model.validate", data, **options).parse(ModelValidateResult)
 
+    def convert(
+        self,
+        source: str,
+        name: str,
+        *,
+        to: Target = "onnx",
+        precision: Precision = "float32",
+        version: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ModelConvertResult:
+        """Make another form of a worker's model; `version` None: the next number. Takes minutes for a large model.
+
+        Raises RequestConflict for a version that is there already, and ModelInvalid where what was made differs too
+        much from the source.
+        """
+        data = _conversion(source, name, to, precision, version)
+        return self._client.run("model.convert", data, **options).parse(ModelConvertResult)
+
     def delete_version(self, name: str, version: str, *, author: str | None = None) -> VersionInfo:
         """Take a version out of the registry; its files stay. Raises RequestConflict while something points to it."""
         data = {"name": name, "version": version, "author": author}
@@ -234,9 +255,26 @@ class AsyncModels:
         data = {"model_id": model_id, "deep": deep, "values": values}
         return (await self._client.run("model.validate", data, **options)).parse(ModelValidateResult)
 
+    async def convert(
+        self,
+        source: str,
+        name: str,
+        *,
+        to: Target = "onnx",
+        precision: Precision = "float32",
+        version: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ModelConvertResult:
+        data = _conversion(source, name, to, precision, version)
+        return (await self._client.run("model.convert", data, **options)).parse(ModelConvertResult)
+
     async def delete_version(self, name: str, version: str, *, author: str | None = None) -> VersionInfo:
         data = {"name": name, "version": version, "author": author}
         return await self._client.fetch(VersionInfo, "model.delete_version", data)
+
+
+def _conversion(source: str, name: str, to: Target, precision: Precision, version: str | None) -> dict[str, str | None]:
+    return {"source": source, "name": name, "to": to, "precision": precision, "version": version}
 
 
 def _discovering(fields: "Discovering") -> tuple[dict[str, Any], RequestOptions]:
