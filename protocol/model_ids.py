@@ -4,6 +4,7 @@ A model's id is `name`, or `name:version` where it comes in versions. Asking for
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -26,6 +27,7 @@ class Reference(NamedTuple):
         return self.version is None and self.alias is None
 
 
+@lru_cache(4096)  # a few different ones in very many requests
 def parse(text: str) -> Reference | None:
     """Read `name`, `name:version`, `name@alias`, and MLflow's `models:/name`, `models:/name@alias`,
     `models:/name/version`, `models:/name/Stage`. None: no model can be called so."""

@@ -1,5 +1,6 @@
 """Registering versions, moving aliases, roll-backs, metadata and their history: what is kept, and what is refused."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from protocol.errors import (
     NotFound,
     OutOfMemory,
     RequestConflict,
+    Unavailable,
 )
 from protocol.ids import new_id
 from tests.e2e.house import House, eventually
@@ -387,7 +389,7 @@ def test_traffic_that_makes_no_sense(
 def test_traffic_to_versions_that_are_not_there(client: Client, peer: Peer, name: str) -> None:
     for fields in ({"splits": {"7": 100}}, {"splits": {"1": 100}, "shadow": {"version": "7", "fraction": 0.1}}):
         with pytest.raises(ModelNotFound):
-            client.models.set_traffic(name, **fields)  # type: ignore[arg-type]
+            client.models.set_traffic(name, **fields)
     with pytest.raises(ModelNotFound):
         client.models.set_traffic("no-such-model", fallbacks=[f"{name}:1"])
 
@@ -524,3 +526,30 @@ async def test_the_same_with_await(client: Client, peer: Peer, name: str) -> Non
         assert len(await awaited.models.history(name)) == 6
         await awaited.models.set_alias(name, "prod", None)
         assert (await awaited.models.delete_version(name, "4")).version == "4"
+
+
+def test_a_disk_that_fails_changes_nothing(name: str) -> None:
+    def hide(before: str, after: str) -> None:
+        with sqlite3.connect(own.data_dir / "atelier.db") as database:
+            database.execute(f"ALTER TABLE {before} RENAME TO {after}")
+        database.close()
+
+    with House() as own, own.client() as client:
+        own.start_orchestrator()
+        models = {f"{name}:1": PREDICTS, f"{name}:2": PREDICTS}
+        with Peer(own, "w", models, {FETCH: lambda data, frames: FETCHED}):
+            client.models.set_alias(name, "default", "1")
+            hide("model_changes", "hidden")
+            with pytest.raises(Unavailable):
+                client.models.set_alias(name, "default", "2")
+            with pytest.raises(Unavailable):
+                client.models.register(name, "folder")
+            with pytest.raises(Unavailable):
+                client.models.rollback(name)
+            with pytest.raises(Unavailable):
+                client.models.history(name)
+            info = client.models.info(name)
+            assert (info.version, info.versions) == ("1", ["2", "1"])
+            hide("hidden", "model_changes")
+            assert client.models.register(name, "folder", alias="default").version == "3"
+            assert [change.kind for change in client.models.history(name)] == ["alias", "register", "alias"]
