@@ -90,23 +90,28 @@ def is_model_folder(names: set[str], path: Path) -> bool:
 
 def of_folder(path: Path, boundary: Path) -> Content:
     """Of one that `is_model_folder`. Nothing outside of `boundary` is read. Raises OSError."""
-    nbytes = 0
+    nbytes, is_pipeline = 0, (path / INDEX).is_file()
+    kind = "pipeline" if is_pipeline else UNKNOWN
     try:
         files = list(files_of(path, boundary))
         nbytes = sum(file.stat().st_size for file in files)
-        return _pipeline(path, files, nbytes) if (path / INDEX).is_file() else _component(path, files, nbytes)
+        return _pipeline(path, files, nbytes) if is_pipeline else _component(path, files, nbytes)
     except Damaged as damaged:
         remedy = "Get the damaged file anew; `atelier models validate` tells which it is."
-        return _broken("diffusers", nbytes, str(damaged), remedy)
+        return Content(kind, "diffusers", nbytes, problem=str(damaged), remedy=remedy)
     except AtelierError as error:  # too many files, or one that leads elsewhere
-        return _broken("diffusers", nbytes, error.message, "Move it, with all of its files, into a folder of its own.")
+        remedy = "Move it, with all of its files, into a folder of its own."
+        return Content(kind, "diffusers", nbytes, problem=error.message, remedy=remedy)
 
 
 def _pipeline(path: Path, files: list[Path], nbytes: int) -> Content:
     index = read_json(path / INDEX)
     class_name = None if index is None else index.get("_class_name")
     if type(class_name) is not str:
-        return _broken("diffusers", nbytes, f"{INDEX} does not name a pipeline of diffusers.", f"Restore {INDEX}.")
+        return Content(
+            "pipeline", "diffusers", nbytes,
+            problem=f"{INDEX} does not name a pipeline of diffusers.", remedy=f"Restore {INDEX}.",
+        )  # fmt: skip
     part = next((name for name in DENOISERS if (path / name).is_dir()), "")
     weights = [file for file in files if file.parent == path / part]
     tensors = tensors_of(weights)
