@@ -1,10 +1,10 @@
-"""The cases of the golden vectors that are about files of models: what lies there, and whether it is sound."""
+"""The cases of the golden vectors that are about files of models: what lies there, whether it is sound, other forms."""
 
 from typing import Any
 
 from scripts.vector_cases import Vector, from_orchestrator, request, response, vector
 
-DISCOVER, VALIDATE = "model.discover", "model.validate"
+DISCOVER, VALIDATE, CONVERT = "model.discover", "model.validate", "model.convert"
 
 
 def requests() -> list[Vector]:
@@ -20,6 +20,13 @@ def requests() -> list[Vector]:
                request(VALIDATE, {"model_id": "localisation:2", "deep": True, "values": False})),
         vector("model_validate_name", "A file by its name.",
                request(VALIDATE, {"model_id": "webui/Lora/line.safetensors"})),
+        vector("model_convert", "The model in ONNX, as the next version of its new name.",
+               request(CONVERT, {"source": "demo", "name": "demo-onnx"})),
+        vector("model_convert_full", "Every field of it.",
+               request(CONVERT, {"source": "topics:2", "to": "onnx", "precision": "int8", "name": "topics-small",
+                                 "version": "2.1"}, worker_id="worker-0")),
+        vector("model_convert_diffusers", "A single file as a folder.",
+               request(CONVERT, {"source": "old", "to": "diffusers", "precision": "float16", "name": "new"})),
     ]  # fmt: skip
 
 
@@ -38,12 +45,17 @@ def answers() -> list[Vector]:
     checks = {"files": {"status": "passed", "count": 1, "nbytes": 90}, "format": {"status": "failed"},
               "deep": {"status": "skipped", "reason": "the files are not sound"}}  # fmt: skip
     told = {"model_id": "broken", "type": "unknown", "is_valid": False, "validation_details": checks, "issues": [issue]}
+    difference = {"max_abs_error": 0.00002, "max_rel_error": 0.000001, "tolerance": 0.0001}
+    converted = {"model_id": "topics-onnx:1", "to": "onnx", "precision": "float32",
+                 "files": [{"name": "config.json", "nbytes": 700}, {"name": "model.onnx", "nbytes": 60_000}],
+                 "nbytes": 60_700, "components": {"model": difference}, "seconds": 9.5}  # fmt: skip
     say = from_orchestrator
     return [
         say("answer_model_discover", "A page, with a file that cannot be used.",
             response(data={"models": [line, pickle], **page})),
         say("answer_model_validate", "A model that is not sound: that is an answer, not an error.",
             response(data=told)),
+        say("answer_model_convert", "The new model, and how far it is from its source.", response(data=converted)),
     ]  # fmt: skip
 
 
@@ -62,4 +74,10 @@ def refused() -> list[Vector]:
         data("model_validate_missing", "No name.", VALIDATE, {}),
         data("model_validate_empty", "An empty name.", VALIDATE, {"model_id": ""}),
         data("model_validate_deep_word", "A word is no truth value.", VALIDATE, {"model_id": "demo", "deep": "yes"}),
+        data("model_convert_nameless", "The new model needs a name.", CONVERT, {"source": "demo"}),
+        data("model_convert_path", "A name is no path.", CONVERT, {"source": "demo", "name": "../demo"}),
+        data("model_convert_version", "Nor is a version.", CONVERT, {"source": "demo", "name": "x", "version": "a/b"}),
+        data("model_convert_precision", "A precision that there is not.", CONVERT,
+             {"source": "demo", "name": "x", "precision": "int4"}),
+        data("model_convert_to", "A form that there is not.", CONVERT, {"source": "demo", "name": "x", "to": "gguf"}),
     ]  # fmt: skip
