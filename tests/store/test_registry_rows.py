@@ -20,7 +20,7 @@ def test_the_registry_comes_back_as_it_was_written(open_store: Callable[[], Harn
     version = Version(
         "2", 1000, {"url": "s3://b/m"}, "abc", 12, "run", {"loss": 0.5}, {"k": "v"}, 3, {"license": "MIT"}
     )
-    rows = [
+    rows: list[RegistryRow] = [
         model_row(T, Model("m", 2, {"tags": ["a"]}, 900)),
         version_row(T, "m", version),
         AliasRow(T, "m", "prod", "2"),
