@@ -19,12 +19,15 @@ from instructors.pipelines.onnx_components import GraphForward
 from instructors.pipelines.onnx_pipeline import OnnxModel
 from instructors.registry import Registry
 from instructors.task import Padding, step_units
+from orchestrator.client import Client
 from protocol.enums import EventName
 from protocol.errors import AtelierError, Cancelled, InvalidRequest, ModelInvalid
 from scripts.demo_model.judge import judge
+from tests.e2e.house import House
+from tests.instructors import tiny
 from tests.instructors.conftest import Desk
 from tests.instructors.converting import ConvertDesk
-from tests.instructors.painting import box, difference, finish, make, noise, together
+from tests.instructors.painting import box, difference, finish, make, noise, open_image, together
 
 pytestmark = pytest.mark.timeout(300)  # the first test waits for the conversion
 
@@ -82,6 +85,11 @@ def loaded(desk: Desk) -> OnnxModel:
     return next(value for value in desk._loaded.values() if isinstance(value, OnnxModel))
 
 
+def apart(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference of all channels of all pixels, of 255."""
+    return float(np.abs(np.asarray(one, np.float32) - np.asarray(other, np.float32)).mean())
+
+
 def task_of(registry: Registry, desk: Desk, model_id: str, kind: str, **data: Any) -> Any:
     asked = {"model_id": model_id, "guidance_scale": GUIDANCE, "steps": 10, **data}
     return make(registry, desk, kind, [noise(64, 64), box(64, 64, (16, 16, 48, 48))][: PICTURES[kind]], **asked)
@@ -119,8 +127,7 @@ def test_a_conversion_tells_how_far_each_part_is_from_its_source(
 def test_pictures_are_those_of_torch(registry: Registry, desk: Desk, alone: list[Image.Image]) -> None:
     for one, other in zip(alone, paint(registry, desk, TORCH), strict=True):
         assert one.size == other.size
-        apart = np.abs(np.asarray(one, np.float32) - np.asarray(other, np.float32))
-        assert apart.mean() <= 2
+        assert apart(one, other) <= 2
         assert judge(one) == judge(other)
 
 
@@ -147,14 +154,14 @@ def test_pictures_share_forwards(
     desk = Desk(root)
     desk.padding = padding
     try:
-        apart = paint(registry, desk, ONNX)
+        single = paint(registry, desk, ONNX)
         rows.clear()
         made, mixed = together([task_of(registry, desk, ONNX, kind, **data) for kind, data in REQUESTS])
     finally:
         close(desk)
     assert max(rows) >= 8  # of four pictures or more
     assert mixed > 0  # all kinds at once
-    assert max(difference(one, other) for one, other in zip(made, apart, strict=True)) <= limit
+    assert max(difference(one, other) for one, other in zip(made, single, strict=True)) <= limit
 
 
 def test_a_cancelled_picture_ends_within_a_step(registry: Registry, desk: Desk) -> None:
@@ -270,3 +277,59 @@ def test_damaged_folders_are_told(registry: Registry, root: Path, tmp_path: Path
     assert isinstance(told.value, ModelInvalid)
     assert str(tmp_path) not in json.dumps(told.value.to_wire())
     assert len(psutil.Process().children()) <= before  # no process is left
+
+
+def test_a_worker_makes_its_pictures(root: Path, alone: list[Image.Image]) -> None:
+    """Through the wire, several at a time."""
+    with House() as house:
+        house.start_worker("w1", "--models", str(root), "--slots", "4")
+        house.start_orchestrator()
+        house.wait_for_workers("w1")
+        with Client(house.endpoint, timeout_s=120) as client:
+            asked = {"model_id": ONNX, "guidance_scale": GUIDANCE, "steps": 10}
+            jobs = [client.submit("inference.text2img", {**asked, **data}) for _, data in REQUESTS[:4]]
+            made = [open_image(bytes(job.result().images[0].content)) for job in jobs]
+            entry = next(model for model in client.models.list().models if model["model_id"] == ONNX)
+            assert entry["resident_on"] == ["w1"]
+            with pytest.raises(InvalidRequest, match="LoRAs"):
+                client.text2img(PROMPTS[0], model_id=ONNX, loras=[{"lora_id": "demo-hollow"}])
+    assert max(difference(one, other) for one, other in zip(made, alone, strict=False)) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["sdxl", "sd_inpaint"])
+def test_other_families_are_converted(registry: Registry, tmp_path: Path, family: str) -> None:
+    tiny.build(tmp_path / "torch", family)
+    converter = ConvertDesk(tmp_path)
+    answer = converter.convert(source="torch", name="graphs", within_s=500)
+    assert all(part["max_rel_error"] < 1e-4 for part in answer["components"].values())
+    desk = Desk(tmp_path)
+    kinds = ("inpainting",) if family == "sd_inpaint" else ("text2img", "img2img", "inpainting")
+    requests = [(kind, {"seed": seed, "steps": 4}) for seed, kind in enumerate(kinds)]
+    try:
+        for one, other in zip(
+            paint(registry, desk, "graphs", requests), paint(registry, desk, "torch", requests), strict=True
+        ):
+            assert apart(one, other) <= 2
+    finally:
+        close(desk)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("precision", "mean"), [("float16", 2), ("int8", 16)])
+def test_other_precisions_show_the_same(
+    registry: Registry, tmp_path: Path, root: Path, alone: list[Image.Image], precision: str, mean: float
+) -> None:
+    shutil.copytree(MODELS / "demo", tmp_path / "demo")
+    ConvertDesk(tmp_path).convert(source="demo", name="demo-onnx", version="1", precision=precision, within_s=500)
+    nbytes = [sum(file.stat().st_size for file in (base / "demo-onnx/1").rglob("*.onnx")) for base in (tmp_path, root)]
+    assert nbytes[0] < 0.8 * nbytes[1]
+    desk = Desk(tmp_path)
+    try:
+        made = paint(registry, desk, ONNX, REQUESTS[: len(PROMPTS)])
+    finally:
+        close(desk)
+    assert max(apart(one, other) for one, other in zip(made, alone, strict=False)) <= mean
+    assert sum(judge(one) == judge(other) for one, other in zip(made, alone, strict=False)) >= len(PROMPTS) - 1
