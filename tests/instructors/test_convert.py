@@ -20,6 +20,7 @@ from instructors.convert_source import RECORD
 from instructors.pipelines.convert import graphs
 from instructors.pipelines.convert.__main__ import convert
 from instructors.pipelines.convert.order import Order
+from instructors.pipelines.onnx.runner import Runner, RunnerSpec
 from instructors.sources.staging import FOLDER
 from protocol.enums import EventName
 from protocol.errors import (
@@ -289,3 +290,22 @@ def test_a_single_file_is_not_converted_to_onnx_at_once(tmp_path: Path) -> None:
     for more, words in (({}, "to diffusers first"), ({"to": "diffusers", "precision": "int8"}, "float32 or float16")):
         with pytest.raises(InvalidRequest, match=words):
             desk.begin(source="file", name="new", **more)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_large_weights_stand_beside_their_graph(
+    desk: ConvertDesk, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """A protobuf ends at 2 GiB; here, all weights count as large."""
+    monkeypatch.setattr(graphs, "INLINE_BYTES_MAX", 0)
+    found = convert(order_of(desk, name="large", precision=precision), quiet)
+    assert found["model"]["max_rel_error"] < found["model"]["tolerance"]
+    model = desk.models.find("large")
+    beside = model.path / "model.onnx.data"
+    assert beside.stat().st_size > (model.path / "model.onnx").stat().st_size
+    runner = Runner.start(RunnerSpec(model.path / "model.onnx"))
+    try:
+        ids = np.ones((2, 5), np.int64)
+        assert runner.run({"input_ids": ids, "attention_mask": ids})["logits"].shape == (2, 3)
+    finally:
+        runner.close()
