@@ -113,6 +113,7 @@ def test_a_unit_that_is_away_lets_others_work(fakes: Fakes) -> None:
     fakes.engine._mailbox.put(away.back)
     fakes.turn()
     assert ended(fakes) == {"a": "done", "b": "done"}
+    assert fakes.log.count(away.quanta[0][0]) == 1  # it was over when it came back
 
 
 def test_a_job_that_is_away_can_be_cancelled(fakes: Fakes) -> None:

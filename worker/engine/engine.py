@@ -200,7 +200,8 @@ class Engine(threading.Thread):
 
     def _quantum(self) -> None:
         self._rest_s = 0.0
-        waiting = [entry for running in self._running for entry in running.waiting if not entry.unit.away]
+        going_on = [running for running in self._running if not running.over]  # not those whose last unit came back
+        waiting = [entry for running in going_on for entry in running.waiting if not entry.unit.away]
         begun = time.monotonic()
         if len(waiting) > 1 or (waiting and waiting[0].unit.lane is not None):
             waiting = self._due(waiting, begun)
