@@ -264,7 +264,7 @@ class Assign(Message):
     job_id: Name
     attempt: Count  # from 1
     action: Name
-    data: Data  # as the client sent it, with the session's defaults
+    data: Data  # as the client sent it, with the session's defaults, and the model's id as this worker offers it
     tenant: Name
     request_id: Name
     fingerprint: Fingerprint  # see Idempotency
