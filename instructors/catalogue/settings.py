@@ -4,8 +4,8 @@
 webui = "/srv/stable-diffusion-webui/models"
 
 [hub]
-cache = true                 # tell of what the hub's cache on this machine holds, and run it
-download = true              # fetch models from the hub, when a request asks for it
+cache = true                 # tell of what the hub's cache on this machine holds; register models from it
+download = true              # fetch models from the hub itself, when one is to be registered
 
 [sources]                    # where models may be registered from, beside the model folder and uploads
 urls = ["s3://models/", "file:///srv/incoming/"]
@@ -37,7 +37,6 @@ class Hub(BaseModel):
 
     cache: bool = False
     download: bool = False
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0  # of one download
 
 
 class Sources(BaseModel):

@@ -61,7 +61,7 @@ def _place(label: str, parts: list[str], allowed: Mapping[str, Path]) -> tuple[P
     if label not in allowed or not all(_is_name(part) for part in parts):
         return None, root
     if label == HUB:
-        return _in_cache(root, parts)
+        return in_cache(root, parts)
     path = root.joinpath(*parts)
     return (path if path.exists() else _single_file(path)), root.resolve()
 
@@ -75,8 +75,9 @@ def _is_name(part: str) -> bool:
     return bool(part) and part.isprintable() and not part.startswith(".") and "\\" not in part
 
 
-def _in_cache(cache: Path, parts: list[str]) -> tuple[Path | None, Path]:
-    """`org/name`, `org/name@revision`, and what lies in them; some names have no `org`."""
+def in_cache(cache: Path, parts: list[str]) -> tuple[Path | None, Path]:
+    """(where it lies in the hub's cache, or None; the folder that its links may not leave). `parts`: `org/name`,
+    `org/name@revision`, and what lies in them; some names have no `org`."""
     for length in (2, 1):
         name, _, revision = "--".join(parts[:length]).partition("@")
         repository = cache / f"{REPOSITORY}{name}"

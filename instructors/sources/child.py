@@ -21,6 +21,7 @@ from instructors.sources.folder import FolderSource
 from instructors.sources.upload import UploadSource
 from protocol.errors import AtelierError, InternalError, Unavailable
 
+HUB_SCHEME = "hub://"
 TELL_S = 0.25  # between two lines of progress
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -95,7 +96,12 @@ def _open(source: dict[str, Any], root: Path, pipe: IO[bytes]) -> Source:
     from instructors.sources.mlflow import MlflowSource
     from instructors.sources.remote import open_url
 
-    allowed = read_settings(root).sources
+    settings = read_settings(root)
+    allowed = settings.sources
+    if source.get("url", "").startswith(HUB_SCHEME):
+        from instructors.sources.hub import HubSource
+
+        return HubSource(source["url"], settings.hub)
     if "url" in source:
         return open_url(source["url"], allowed.urls)
     return MlflowSource(source["mlflow"], allowed.mlflow, lambda url: open_url(url, allowed.urls))
