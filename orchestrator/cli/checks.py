@@ -27,7 +27,7 @@ ANSWER_S = 1.0
 
 
 def installed() -> Iterator[Finding]:
-    """Versions, the parts of the worker extra, and torchvision's."""
+    """Versions, the parts of the worker extra, and packages that break others."""
     version = ".".join(map(str, sys.version_info[:3]))
     if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         yield Finding("ok", "python", f"{version} on {platform.platform()}")
@@ -38,6 +38,7 @@ def installed() -> Iterator[Finding]:
     yield from _packages("base install", base, "problem", "pip install atelier")
     yield from _packages("worker extra", extra, "note", f"To run workers here: {WORKER_EXTRA}")
     yield from torchvision()
+    yield from onnxruntimes()
 
 
 def torchvision() -> Iterator[Finding]:
@@ -49,6 +50,14 @@ def torchvision() -> Iterator[Finding]:
     conflict = torchvision_conflict()
     if conflict is not None:
         yield Finding("problem", "torchvision", conflict, "pip uninstall torchvision (Atelier does not need it)")
+
+
+def onnxruntimes() -> Iterator[Finding]:
+    """Two packages that are one module: whichever was installed last has overwritten files of the other."""
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name) is not None]
+    if len(found) > 1:
+        fix = f"pip uninstall {' '.join(found)}, and then: {WORKER_EXTRA}"
+        yield Finding("problem", "onnxruntime", f"{' and '.join(found)} are both installed", fix)
 
 
 def devices(_: Settings) -> Iterator[Finding]:

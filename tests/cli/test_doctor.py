@@ -56,6 +56,13 @@ def test_torchvision_for_cuda_beside_a_cpu_torch_is_refused(
     assert ("torchvision" in texts(found, "problem")) is refused
 
 
+def test_two_packages_of_onnxruntime_are_a_problem(studio: Studio, tmp_path: Path) -> None:
+    path = fake_packages(tmp_path, onnxruntime="1.31.1", onnxruntime_gpu="1.31.1")
+    code, found = findings(studio, PYTHONPATH=f"{path}:{studio.environment['PYTHONPATH']}")
+    assert code == 1
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in texts(found, "problem")
+
+
 def test_it_works_on_the_base_install(studio: Studio, tmp_path: Path) -> None:
     """Without the packages of the worker extra: hidden both from imports and from the metadata."""
     (tmp_path / "sitecustomize.py").write_text("""
