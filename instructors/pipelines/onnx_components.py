@@ -26,6 +26,7 @@ from instructors.onnx_layout import HIDDEN_STATES
 from instructors.pipelines.onnx.runner import Runner, RunnerSpec
 from protocol.errors import ModelInvalid, Unavailable
 
+NUMBERS = ("float16", "float32", "float64", "int32", "int64")  # that numpy turns into each other
 RUN_TIMEOUT_S = 100.0  # of one forward; the worker counts as hung soon after
 
 log = structlog.get_logger("instructors.onnx")
@@ -35,10 +36,16 @@ class GraphForward:
     """A graph in its process. A process that is lost is started again, once a call."""
 
     def __init__(self, file: Path, device: str) -> None:
-        """Waits until it is loaded. Raises what `Runner.start` does."""
+        """Waits until it is loaded. Raises what `Runner.start` does, and ModelInvalid."""
         self._spec = RunnerSpec(path=file, device=device, run_timeout_s=RUN_TIMEOUT_S)
         self._runner = Runner.start(self._spec)
         facts = self._runner.facts
+        strange = [info for info in (*facts.inputs, *facts.outputs) if info.dtype not in NUMBERS]
+        if strange:
+            self.close()
+            raise ModelInvalid(
+                f"Its graph's {strange[0].name[:60]!r} is {strange[0].told}, which no pipeline gives or takes."
+            )
         self.nbytes = max(facts.nbytes, file.stat().st_size)
         self.outputs = tuple(info.name for info in facts.outputs)
         self._takes = {info.name: (info.dtype, len(info.shape)) for info in facts.inputs}
@@ -65,6 +72,11 @@ class GraphForward:
             raise ModelInvalid(f"Its graph wants an input {name[:60]!r}, which no pipeline of its family gives.")
         dtype, _ = self._takes[name]
         return np.ascontiguousarray(given[name].numpy().astype(dtype, copy=False))
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What it really runs on."""
+        return self._runner.facts.providers
 
     def rank(self, name: str) -> int:
         """How many axes an input has."""
