@@ -91,7 +91,7 @@ class ModelConvert(ActionData):
     """Make another form of a model and hold it against the source before it can be used. What is there already stays
     as it is. Pin a worker by the request's `worker_id`."""
 
-    source: Name  # a model's id, or the `name` of anything that `model.discover` tells
+    source: Name  # a model's id, or the name of a folder of transformers in the model folder
     to: Literal["onnx", "diffusers"] = "onnx"
     # onnx: of a Stable Diffusion pipeline or a text model of transformers; diffusers: a pipeline of a single file
     precision: Literal["float32", "float16", "int8"] = "float32"
