@@ -53,13 +53,14 @@ Continuation = Callable[[Ended], None]
 class Asker:
     """Who hears of an errand. It is told once."""
 
-    __slots__ = ("ended", "job_id", "request_id", "worker_id")
+    __slots__ = ("ended", "job_id", "lost", "request_id", "worker_id")
 
     def __init__(self, request_id: str, ended: Continuation, job_id: str, worker_id: str | None = None) -> None:
         self.request_id = request_id
         self.ended = ended
         self.job_id = job_id
         self.worker_id = worker_id  # that it is pinned to
+        self.lost = False  # that worker is gone
 
 
 class Errands:
@@ -119,7 +120,7 @@ class Errands:
     def answered(self, asker: Asker, header: dict[str, Any], frames: Sequence[Any]) -> None:
         """What a client would be sent. The continuation runs later: the core is in the midst of an event."""
         if self._open.pop(asker.request_id, None) is not None:
-            self._told.append((asker, _ended(asker.job_id, header, frames)))
+            self._told.append((asker, _ended(asker, header, frames)))
 
     def go_on(self) -> None:
         """Run the continuations of what has ended, and of what ends by them."""
@@ -135,12 +136,15 @@ class Errands:
         connected = self._broker.core.fleet.by_id
         for asker in list(self._open.values()):
             if asker.worker_id is not None and asker.worker_id not in connected:
+                asker.lost = True
                 self.cancel(asker.job_id)
 
 
-def _ended(job_id: str, header: dict[str, Any], frames: Sequence[Any]) -> Ended:
+def _ended(asker: Asker, header: dict[str, Any], frames: Sequence[Any]) -> Ended:
     error, timing = header["error"], header["timing"] or {}
+    if asker.lost and error is not None:
+        error = {"code": ErrorCode.WORKER_LOST.value, "message": "The worker that was to do it is gone."}
     if error is None and header["status"] in (Status.PENDING, Status.PROCESSING):  # a job was watched for long enough
         error = {"code": ErrorCode.TIMEOUT_RUN.value}
     running_ms = timing.get("running_ms", 0)
-    return Ended(job_id, header["data"], error, header["attachments"], frames, running_ms, header["worker_id"])
+    return Ended(asker.job_id, header["data"], error, header["attachments"], frames, running_ms, header["worker_id"])

@@ -1,6 +1,7 @@
 """`model.*` that only tells."""
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.actions.ask import Ask
@@ -9,7 +10,8 @@ from orchestrator.registry.state import NO_TRAFFIC, Model, Version
 from orchestrator.store import ChangeRow, queries
 from orchestrator.store.writer import Completion
 from orchestrator.stored import disk_error
-from protocol.codec import unpack
+from protocol.codec import pack, unpack
+from protocol.limits import KIB
 from protocol.model_ids import by_age, model_id_of, split
 from protocol.schemas import ACTIONS
 
@@ -17,6 +19,19 @@ if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
 PICTURES = "inference.text2img"
+PAGE_BYTES_MAX = 512 * KIB  # of a list's entries: an answer's header has a limit
+
+
+def page(entries: Iterable[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """As many as one answer holds, at least one, and whether there are more."""
+    taken: list[dict[str, Any]] = []
+    nbytes = 0
+    for entry in entries:
+        nbytes += len(pack(entry))
+        if len(taken) >= limit or (taken and nbytes > PAGE_BYTES_MAX):
+            return taken, True
+        taken.append(entry)
+    return taken, False
 
 
 def list_models(broker: "Broker", ask: Ask) -> dict[str, Any]:
@@ -26,10 +41,16 @@ def list_models(broker: "Broker", ask: Ask) -> dict[str, Any]:
             model_id = model_id_of(model.name, version.version)
             registered = {"model_id": model_id, "content_hash": version.content_hash, "nbytes": None}
             found.setdefault(model_id, {**registered, "family": None, "actions": [], "workers": [], "resident_on": []})
+    wanted = sorted(model_id for model_id in found if ask.data.name in (None, split(model_id)[0]))
+    wanted = wanted[bisect_right(wanted, ask.data.after or "") :]
+    models, more = page(
+        ({**found[model_id], **_names(broker, ask.tenant, model_id)} for model_id in wanted), ask.data.limit
+    )
     asked = [action.name for action in ACTIONS.values() if "model_id" in action.data.model_fields]
     by_action = {name: broker.offers.default(name) for name in asked}
     return {
-        "models": [{**found[model_id], **_names(broker, ask.tenant, model_id)} for model_id in sorted(found)],
+        "models": models,
+        "more": more,
         "default_model_id": by_action[PICTURES],
         "default_model_ids": {name: model_id for name, model_id in by_action.items() if model_id is not None},
     }
@@ -95,7 +116,8 @@ def status(broker: "Broker", ask: Ask) -> dict[str, Any]:
         ]
         told = {"device_id": worker.device_id, "device_kind": worker.profile.device_kind}
         workers.append({"worker_id": worker_id, **told, "models": models})
-    return {"workers": workers}
+    told_of, more = page(workers, len(workers))
+    return {"workers": told_of, "more": more}
 
 
 def _wanted(broker: "Broker", tenant: str, text: str | None) -> set[str] | None:
@@ -122,15 +144,16 @@ def history(broker: "Broker", ask: Ask) -> None:
         if completion.error is not None:
             broker.reject(ask.connection, ask.request_id, disk_error(completion.error))
         else:
-            broker.answer(ask, {"changes": _changes(completion.value)})
+            changes, more = page(_changes(completion.value), data.limit)
+            broker.answer(ask, {"changes": changes, "more": more})
 
     data = ask.data
-    query = queries.model_changes_of(ask.tenant, data.name, data.limit, data.before)
+    query = queries.model_changes_of(ask.tenant, data.name, data.limit + 1, data.before)
     broker.store.read(query, broker.expect(read))
 
 
-def _changes(rows: Iterable[ChangeRow]) -> list[dict[str, Any]]:
-    return [
+def _changes(rows: Iterable[ChangeRow]) -> Iterator[dict[str, Any]]:
+    return (
         {
             "change_id": row.change_id,
             "at": rfc3339(row.at_ms),
@@ -142,7 +165,7 @@ def _changes(rows: Iterable[ChangeRow]) -> list[dict[str, Any]]:
             "after": unpack(row.after),
         }
         for row in rows
-    ]
+    )
 
 
 HANDLERS = {

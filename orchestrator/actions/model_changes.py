@@ -11,7 +11,7 @@ from orchestrator.registry.state import MODELS_MAX, VERSIONS_MAX, Model, Traffic
 from orchestrator.store import ChangeRow, RegistryRow, TrafficRow, queries
 from protocol.codec import pack, unpack
 from protocol.errors import InvalidRequest, ModelNotFound, RequestConflict, Unavailable
-from protocol.model_ids import model_id_of, parse
+from protocol.model_ids import Reference, model_id_of, parse
 from protocol.schemas.model import MetadataFields
 
 if TYPE_CHECKING:
@@ -122,9 +122,14 @@ def delete_version(broker: "Broker", change: Change) -> None:
     if model is None or version is None:
         known = sorted(model.versions) if model is not None else []
         raise ModelNotFound("This version is not registered.", details={"known": known})
-    aliases, in_traffic = model.aliases_of(data.version), model.traffic.names(data.version)
-    if aliases or in_traffic:
-        names = ", ".join([*(f"alias {alias}" for alias in aliases), *(["its traffic"] if in_traffic else [])])
+    aliases = model.aliases_of(data.version)
+    users = [f"alias {alias}" for alias in aliases]
+    users += ["its traffic"] if model.traffic.names(data.version) else []
+    model_id = Reference(data.name, data.version)
+    chains = [other for other in broker.registry.of_tenant(tenant) if model_id in map(parse, other.traffic.fallbacks)]
+    users += [f"the fallbacks of {other.name}" for other in chains]
+    if users:
+        names = ", ".join(users)
         raise RequestConflict(f"The version is in use by {names}; move that first.", details={"aliases": aliases})
     told = version_told(model, version)
     row = version_row(tenant, data.name, version, deleted_ms=broker.clock.now_ms())

@@ -51,15 +51,19 @@ def models() -> None:
 
 
 @click.command("list")
+@click.argument("name", required=False)
 @json_option
 @connect_option
-def list_models(as_json: bool, connect: str | None) -> None:
+def list_models(name: str | None, as_json: bool, connect: str | None) -> None:
     """List the models, their versions and aliases. A star marks what requests get that name none.
 
     Example: atelier models list --json
     """
     with connected(connect) as client:
-        found = client.models.list()
+        found = client.models.list(name)
+        while found.more:
+            rest = client.models.list(name, after=found.models[-1]["model_id"])
+            found = rest.model_copy(update={"models": [*found.models, *rest.models]})
     if as_json:
         print_json(found)
         return

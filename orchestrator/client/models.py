@@ -56,9 +56,10 @@ class Models:
     def __init__(self, client: "Client") -> None:
         self._client = client
 
-    def list(self) -> ModelListResult:
-        """Models of the connected workers, registered versions, and the models of requests that name none."""
-        return self._client.fetch(ModelListResult, "model.list")
+    def list(self, name: str | None = None, *, after: str | None = None) -> ModelListResult:
+        """Models of the connected workers, registered versions, and the models of requests that name none. `after` (a
+        model_id) goes on where an answer ended that has `more`."""
+        return self._client.fetch(ModelListResult, "model.list", {"name": name, "after": after})
 
     def info(self, model_id: str) -> ModelInfo:
         """All that is known of a version, or of a model that comes in none."""
@@ -178,8 +179,8 @@ class AsyncModels:
     def __init__(self, client: "AsyncClient") -> None:
         self._client = client
 
-    async def list(self) -> ModelListResult:
-        return await self._client.fetch(ModelListResult, "model.list")
+    async def list(self, name: str | None = None, *, after: str | None = None) -> ModelListResult:
+        return await self._client.fetch(ModelListResult, "model.list", {"name": name, "after": after})
 
     async def info(self, model_id: str) -> ModelInfo:
         return await self._client.fetch(ModelInfo, "model.info", {"model_id": model_id})

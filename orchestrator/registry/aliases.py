@@ -79,14 +79,15 @@ class Move:
         model_id = model_id_of(self._name, self._version)
         worker_id = worker.worker_id
         payload = Payload(LOAD, {"model_id": model_id})
+        loading = worker_id, model_id
         ended = partial(self._loaded_on, worker_id, model_id)
-        self._open.add(worker_id)
-        self._broker.changes.loading.add((worker_id, model_id))
         self._change.run(payload, ended, worker_id=worker_id, deadline_ms=LOAD_MS_MAX, any_model=True)
+        self._open.add(worker_id)
+        self._broker.changes.loading.add(loading)
+        self._change.finally_(partial(self._broker.changes.loading.discard, loading))
 
     def _loaded_on(self, worker_id: str, model_id: str, ended: Ended) -> None:
         self._open.discard(worker_id)
-        self._broker.changes.loading.discard((worker_id, model_id))
         gone = worker_id not in self._broker.core.fleet.by_id
         if ended.error is None:
             self._loaded.append(worker_id)

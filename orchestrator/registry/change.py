@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WAITING_MAX = 64  # changes of one model that wait for another
 DONE_MAX = 1000  # answers that are kept for a client that asks again
 
+Asked = tuple[str, Any]  # action and data
+
 log = structlog.get_logger("orchestrator")
 
 
@@ -32,7 +34,7 @@ class Changes:
     def __init__(self, broker: "Broker") -> None:
         self._broker = broker
         self._open: dict[tuple[str, str], Change] = {}  # by tenant and request_id
-        self._done: dict[tuple[str, str], tuple[Ask, dict[str, Any]]] = {}
+        self._done: dict[tuple[str, str], tuple[Asked, dict[str, Any]]] = {}
         self.loading: set[tuple[str, str]] = set()  # (worker_id, model_id) that a change waits for
         self._reserved: set[tuple[str, str, str]] = set()
         self._turns: dict[tuple[str, str], deque[tuple[Change, Callable[[], None]]]] = {}  # by tenant and model
@@ -45,8 +47,8 @@ class Changes:
         """
         key = ask.tenant, ask.request_id
         known, done = self._open.get(key), self._done.get(key)
-        before = known.ask if known is not None else done[0] if done is not None else None
-        if before is not None and (before.request.action, before.data) != (ask.request.action, ask.data):
+        before = known.asked if known is not None else done[0] if done is not None else None
+        if before is not None and before != (ask.request.action, ask.data):
             raise RequestConflict
         if known is not None:
             known.asks.append(ask)
@@ -90,7 +92,7 @@ class Changes:
         key = change.tenant, change.ask.request_id
         del self._open[key]
         if data is not None:
-            self._done[key] = change.ask, data
+            self._done[key] = change.asked, data
             if len(self._done) > DONE_MAX:
                 del self._done[next(iter(self._done))]
         if change.turn is not None:
@@ -115,18 +117,25 @@ class Change:
         self.ask = ask
         self.asks = [ask]  # all who want the answer
         self.turn: tuple[str, str] | None = None  # the model that no other may change meanwhile
+        self.over = False
         self._last: list[Callable[[], None]] = []
 
     @property
     def tenant(self) -> str:
         return self.ask.tenant
 
+    @property
+    def asked(self) -> Asked:
+        return self.ask.request.action, self.ask.data
+
     def take_turn(self, name: str, start: Callable[[], None]) -> None:
         """Go on with `start` when no other change of this model is under way. Raises QueueFull."""
         self._changes.take_turn(self, name, start)
 
     def guard(self, step: Callable[[], None]) -> None:
-        """Do a step of it; what it raises refuses the change."""
+        """Do a step of it, unless it is over; what it raises refuses the change."""
+        if self.over:
+            return
         try:
             step()
         except AtelierError as error:
@@ -181,6 +190,7 @@ class Change:
         self._end(None)
 
     def _end(self, data: dict[str, Any] | None) -> None:
+        self.over = True
         for last in self._last:
             last()
         self._changes.ended(self, data)

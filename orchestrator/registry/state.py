@@ -12,7 +12,7 @@ from orchestrator.store import AliasRow, ChangeRow, ModelRow, RegistryRow, Traff
 from protocol.codec import pack, unpack
 from protocol.model_ids import by_age
 
-MODELS_MAX = 10_000  # of a tenant
+MODELS_MAX = 10_000  # of all tenants
 VERSIONS_MAX = 1_000  # of a model
 ALIASES_MAX = 64  # of a model
 

@@ -13,7 +13,6 @@ from protocol.model_ids import ALIAS, NAME, VERSION
 from protocol.schemas.artifact import ArtifactRef
 from protocol.schemas.base import Action, ActionData, ResultData
 from protocol.schemas.model_figures import DeviceFigures, RunFigures
-from protocol.schemas.system import NoData
 from protocol.schemas.values import AttachmentRef, ModelId, Share
 
 DEFAULT_ALIAS = "default"
@@ -288,6 +287,7 @@ class ChangeInfo(ResultData):
 
 class HistoryResult(ResultData):
     changes: list[ChangeInfo]  # the newest first
+    more: bool = False  # there are older ones: long ones make a page shorter
 
 
 class StatusData(ActionData):
@@ -311,6 +311,7 @@ class WorkerModels(ResultData):
 
 class StatusResult(ResultData):
     workers: list[WorkerModels]  # the connected ones
+    more: bool = False  # there are more than one answer holds: ask for one model
 
 
 class ModelInfo(ResultData):
@@ -340,19 +341,26 @@ class ModelInfo(ResultData):
     totals: RunFigures = RunFigures()  # of all workers, also of those that are gone
 
 
+class ModelList(ActionData):
+    name: ModelName | None = None  # the versions of this model; null: all models
+    after: ModelId | None = None  # go on behind this model_id
+    limit: Annotated[Int, Field(ge=1, le=1000)] = 1000
+
+
 class ModelListResult(ResultData):
-    """What can be asked for by name."""
+    """What can be asked for by name, in the order of the ids."""
 
     models: list[dict[str, Any]]
     # {model_id, name, version, aliases, registered, family, actions, content_hash, nbytes, workers, resident_on:
     # [worker_id]}, of all that workers offer or that is registered; `nbytes`: what the weights take on one of the
     # workers' devices, null: not known
+    more: bool = False  # there are more behind the last
     default_model_id: str | None = None  # of pictures, where a request names none
     default_model_ids: dict[str, str] = {}  # action -> the model of requests that name none
 
 
 ACTIONS = [
-    Action("model.list", "orchestrator", NoData, ModelListResult, "Models of the connected workers, and versions."),
+    Action("model.list", "orchestrator", ModelList, ModelListResult, "Models of the connected workers, and versions."),
     Action("model.info", "orchestrator", ModelRef, ModelInfo, "All that is known of a model."),
     Action("model.status", "orchestrator", StatusData, StatusResult, "What each worker has, and has loaded."),
     Action("model.register", "orchestrator", Register, VersionInfo, "Bring in a new version of a model."),

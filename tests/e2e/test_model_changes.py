@@ -23,6 +23,7 @@ from protocol.errors import (
     Unavailable,
 )
 from protocol.ids import new_id
+from protocol.schemas.model import HistoryResult
 from tests.e2e.house import House, eventually
 from tests.e2e.peer import Data, Peer, hold
 
@@ -553,3 +554,36 @@ def test_a_disk_that_fails_changes_nothing(name: str) -> None:
             hide("hidden", "model_changes")
             assert client.models.register(name, "folder", alias="default").version == "3"
             assert [change.kind for change in client.models.history(name)] == ["alias", "register", "alias"]
+
+
+def test_lists_are_told_page_by_page(client: Client, peer: Peer, name: str) -> None:
+    first = client.call("model.list", {"name": name, "limit": 2}).data
+    assert [entry["model_id"] for entry in first["models"]] == [f"{name}:1", f"{name}:2"]
+    assert first["more"]
+    rest = client.models.list(name, after=f"{name}:2")
+    assert [entry["model_id"] for entry in rest.models] == [f"{name}:3"]
+    assert not rest.more
+
+
+def test_a_history_of_long_lines_fits_into_an_answer(client: Client, peer: Peer, name: str) -> None:
+    text = "x" * 9_000
+    for number in range(40):
+        client.models.put_metadata(name, {"description": f"{number} {text}", "user": {"text": text}})
+    told: list[str] = []
+    data: dict[str, Any] = {"name": name, "limit": 1000}
+    while True:
+        page = client.fetch(HistoryResult, "model.history", data)
+        told += [change.after["description"].split()[0] for change in page.changes]
+        if not page.more:
+            break
+        data["before"] = page.changes[-1].change_id
+    assert told == [str(number) for number in reversed(range(40))]
+    assert len(page.changes) < 40
+
+
+def test_a_version_that_another_model_falls_back_to_is_not_taken_out(client: Client, peer: Peer, name: str) -> None:
+    client.models.register(name, "folder")
+    peer.offer({f"{name}:{version}": PREDICTS for version in (1, 2, 3, 4)} | {f"{name}-other:1": PREDICTS})
+    client.models.set_traffic(f"{name}-other", fallbacks=[f"models:/{name}/4"])
+    with pytest.raises(RequestConflict, match=f"the fallbacks of {name}-other"):
+        client.models.delete_version(name, "4")
