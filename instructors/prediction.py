@@ -163,7 +163,6 @@ class Prediction:
             return
         key = tensor_bytes.key_of(model.content_hash, self._tensors, None, {})
         self._claim = self._context.results.claim(key, settings.ttl_s, self._claimed)
-        self._context.statistics.cache(model.model_id, hit=not self._claim.mine)
         if self._claim.value is None and not self._claim.mine:
             self.unit.away = True  # until somebody else has it
         else:
@@ -174,9 +173,12 @@ class Prediction:
         claim = self._claim
         if claim is None or self.unit.closed:
             return
+        statistics, name = self._context.statistics, self._serving.name
         if claim.mine:
+            statistics.cache(name, hit=False)
             self._compute()
         elif claim.value is not None:
+            statistics.cache(name, hit=True)
             outputs, facts = tensor_bytes.unpack(claim.value)
             self.unit.run_ms, self.unit.batch_size = float(facts["run_ms"]), 0
             self._claim = None
