@@ -65,6 +65,8 @@ def test_the_worker_answers_others_meanwhile(house: House, worker: Worker, clien
     assert (house.folder / "models/new/1/model.onnx").stat().st_size < made["nbytes"]
     assert answered > 5
     assert longest < NOOP_S
+    told = subprocess.run(command[:-1], cwd=ROOT, env=house.environment(), capture_output=True, text=True, timeout=60)
+    assert told.stdout.splitlines()[-1].startswith("new:1: 3 files, "), told.stderr
     again = client.models.convert("topics", "new")
     assert (again.model_id, again.components) == ("new:1", made["components"])
 

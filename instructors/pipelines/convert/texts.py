@@ -17,7 +17,7 @@ from protocol.errors import InvalidRequest, ModelInvalid
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"
 )  # fmt: skip
-LENGTH_MIN = 16  # tokens in the inputs that are compared; they differ by row
+TOKENS = 16  # in the rows that are traced
 
 
 class TextModel(nn.Module):
@@ -61,7 +61,7 @@ def convert(order: Order, report: Report) -> dict[str, Any]:
 
 
 def _graph(model: Any) -> Graph:
-    length = min(LENGTH_MIN, model.config.max_position_embeddings // 4)
+    length = min(TOKENS, model.config.max_position_embeddings // 4)
 
     def example(case: int) -> Inputs:
         rows, tokens = ((2, length), (1, length - 3), (3, 2 * length))[case]
