@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from instructors import single_files
 from instructors.models import ModelFolder
-from instructors.pipelines import loading
+from instructors.pipelines import loading, single_file
 from instructors.pipelines.single_file import clip_tokenizer
 from protocol.errors import ModelInvalid, ModelNotFound
 from tests.instructors import ldm_layout, tiny
@@ -25,6 +25,7 @@ from tests.instructors.conftest import Desk
 from tests.instructors.tensor_files import write
 
 SHIPPED = sorted(folder.parent.name for folder in single_files.SHIPPED.glob("*/model_index.json"))
+QUICK = ("sd1", "sd2")  # of the full size, one with each text encoder; SDXL takes half a minute
 
 
 @pytest.fixture(scope="module")
@@ -297,3 +298,25 @@ def test_texts_are_filled_up_as_each_encoder_was_trained() -> None:
 def test_what_is_shipped_is_small_and_names_its_licence() -> None:
     assert sum(file.stat().st_size for file in single_files.SHIPPED.rglob("*") if file.is_file()) < 2_000_000
     assert "Copyright (c) 2021 OpenAI" in (single_files.SHIPPED / "clip/LICENSE").read_text()
+
+
+@pytest.mark.parametrize(
+    "config", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+)
+def test_a_checkpoint_of_the_full_size_becomes_a_pipeline(config: str, tmp_path: Path) -> None:
+    """All numbers are zero and the file is sparse: it takes neither disk nor time, and no tensor may be left out."""
+    parts = {"unet": on_meta(config, "unet", UNet2DConditionModel), "vae": on_meta(config, "vae", AutoencoderKL)}
+    texts = ["text_encoder", "text_encoder_2"] if config.startswith("sdxl") else ["text_encoder"]
+    parts |= {name: text_on_meta(config, name) for name in texts}
+    tensors = ldm_layout.checkpoint(parts, is_sd2=config.startswith("sd2"))
+    file = write(tmp_path / "x.safetensors", shapes(tensors), "F16", told_of(config))
+    found = single_files.read(file, tmp_path, None)
+    assert found.config.name == config
+    made = single_file.pipeline(found, torch.float16, {})
+    assert made.scheduler.config.prediction_type == ("v_prediction" if config == "sd2" else "epsilon")
+    assert made.tokenizer.pad_token == ("!" if config.startswith("sd2") else "<|endoftext|>")
+    for name, part in parts.items():
+        state = getattr(made, name).state_dict()
+        assert shapes(state) == shapes(part.state_dict())
+        assert not any(tensor.is_meta for tensor in state.values())
+    assert found.elements() == {name: count(part) for name, part in parts.items()}
