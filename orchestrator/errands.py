@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from orchestrator.core import events as e
-from orchestrator.core.model import Job, Requirement
+from orchestrator.core.model import Job
 from orchestrator.payload import Payload, cost_of, requirement_of
 from protocol.enums import ErrorCode, Status
 from protocol.errors import AtelierError, QueueFull
@@ -93,7 +93,7 @@ class Errands:
             raise QueueFull("The server has too much to do for itself.", retry_after_ms=1000)
         need = requirement_of(payload.action, payload.data, worker_id, None)
         if any_model:
-            need = Requirement(need.action, None, worker_id)
+            need = need._replace(model_id=None)
         request_id = f"{PREFIX}{new_id()}"
         fingerprint, cost = sha256(request_id.encode()).digest(), cost_of(payload.action, payload.data)
         job = Job(new_id(), tenant, request_id, fingerprint, need, cost, priority, durable=False)

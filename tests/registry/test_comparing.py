@@ -48,6 +48,13 @@ def test_other_tensors_than_expected() -> None:
     assert not compare(answer(1), answer(1, dtype="float64")).equal
 
 
+def test_the_same_numbers_in_another_shape_are_another_tensor() -> None:
+    flat, square = answer(1, 2, 3, 4), answer(1, 2, 3, 4)
+    square.data["outputs"][0]["shape"] = [2, 2]
+    found = compare(flat, square)
+    assert (found.equal, found.numbers) == (False, 0)
+
+
 def test_bytes_beside_the_header_and_in_it_are_the_same() -> None:
     inside = {"name": "y", "dtype": "float32", "shape": [1], "data": struct.pack("<f", 1.0)}
     assert compare(answer(1.0), Answer({"outputs": [inside]}, [])).equal

@@ -46,6 +46,14 @@ def test_the_order_in_which_a_name_alone_is_read() -> None:
     assert resolver("other", rows=everything[:1]).route(TENANT, "m", "k", "r").model_id == "m:3"
 
 
+def test_traffic_is_for_the_name_alone() -> None:
+    rows = (alias("m", "prod", "1"), traffic("m", splits=[{"version": "2", "weight": 100}]))
+    found = resolver("m:1", "m:2", rows=rows)
+    assert found.route(TENANT, "m:1", "k", "r").model_id == "m:1"
+    assert found.route(TENANT, "m@prod", "k", "r").model_id == "m:1"
+    assert found.route(TENANT, "models:/m", "k", "r").model_id == "m:2"
+
+
 def test_a_model_without_versions_needs_no_row() -> None:
     assert resolver("demo").is_as_it_is(TENANT, "demo")
     assert resolver("demo").resolve(TENANT, "demo").model_id == "demo"
