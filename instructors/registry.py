@@ -20,6 +20,7 @@ BUILT_IN = tuple(
         "validate_model",
         "predict",
         "convert",
+        "model",
         "fetch",
     )
 )

@@ -143,6 +143,10 @@ class Place(Protocol):
     def is_kept(self, key: str) -> bool:
         """Whether it is never evicted."""
 
+    @property
+    def loaded(self) -> list[str]:
+        """The names of the residents."""
+
     def keys_of(self, name: str) -> list[str]:
         """The keys of the residents of this name, also of those that were set aside; the one used last is the last."""
 

@@ -39,13 +39,46 @@ def resident(model_id: str | None, place: Place) -> LoadedModel:
     """The model of this name, loaded on the place's device. Raises what `ModelFolder.pipeline` and `load` raise."""
     model = place.models.pipeline(model_id)
     settings = place.models.settings(model.model_id)
-    key = f"{model.model_id} {model.content_hash} {settings}"  # changed files make another model
+    key = key_of(model, settings)
     if model.runs_onnx:
-        return place.resident(key, model.weights_nbytes, lambda: onnx_pipeline.load(model, settings, place))
-    itemsize = dtype_for(place.device, model, settings).itemsize
-    missing = [name for name, key in _keys(model, settings, place.device).items() if place.part(key) is None]
-    nbytes = itemsize * sum(model.elements.get(name, 0) for name in missing)
-    return place.resident(key, nbytes, lambda: load(model, settings, place))
+        found: LoadedModel = place.resident(
+            key, model.weights_nbytes, lambda: onnx_pipeline.load(model, settings, place)
+        )
+    else:
+        itemsize = dtype_for(place.device, model, settings).itemsize
+        missing = [name for name, key in part_keys(model, settings, place.device).items() if place.part(key) is None]
+        nbytes = itemsize * sum(model.elements.get(name, 0) for name in missing)
+        found = place.resident(key, nbytes, lambda: load(model, settings, place))
+    _replace_others(key, model.model_id, place)
+    return found
+
+
+def _replace_others(key: str, model_id: str, place: Place) -> None:
+    """What was loaded of this name from other files leaves when the jobs that use it have ended."""
+    for other in place.keys_of(model_id):
+        if other != key:
+            if place.is_kept(other):
+                place.keep(key)
+                place.keep(other, False)
+            place.retire(other)
+
+
+def reload(model_id: str, place: Place) -> bool:
+    """Load a model anew if its files, or how it is to be loaded, have changed; whether they have. Raises as `resident`
+    does; then the old one stays for the jobs that use it."""
+    before = place.keys_of(model_id)
+    loaded = resident(model_id, place)
+    return key_of(loaded.model, loaded.settings) not in before
+
+
+def key_of(model: Model, settings: ModelSettings) -> str:
+    """What a loaded model is called in the device's memory: changed files make another model."""
+    return f"{model.model_id} {model.content_hash} {_form(settings)}"
+
+
+def _form(settings: ModelSettings) -> ModelSettings:
+    """What of the settings matters for how it is loaded."""
+    return settings.model_copy(update={"keep": False})
 
 
 def dtype_for(device: str, model: Model, settings: ModelSettings) -> torch.dtype:
@@ -56,7 +89,7 @@ def dtype_for(device: str, model: Model, settings: ModelSettings) -> torch.dtype
 def load(model: Model, settings: ModelSettings, place: Place) -> LoadedModel:
     """Load a model, but for the components that another one has on the device. Raises ModelInvalid; running out of
     memory passes through."""
-    keys = _keys(model, settings, place.device)
+    keys = part_keys(model, settings, place.device)
     shared = {name: part.module for name, key in keys.items() if (part := place.part(key)) is not None}
     try:
         pipeline = _pipeline(model, dtype_for(place.device, model, settings), shared)
@@ -122,12 +155,11 @@ def _load_component(noun: str, kind: Any, files: ComponentFiles, dtype: torch.dt
     return module
 
 
-def _keys(model: Model, settings: ModelSettings, device: str) -> dict[str, str]:
+def part_keys(model: Model, settings: ModelSettings, device: str) -> dict[str, str]:
     """Component -> what it is shared by: its content, how it is loaded, and what it is there for, by which LoRAs find
     it. Offloaded models share nothing, for their components are bound to one pipeline."""
     own = f"{model.model_id} " if settings.offload != "none" else ""
-    form = settings.model_copy(update={"keep": False})
-    dtype = dtype_for(device, model, settings)
+    form, dtype = _form(settings), dtype_for(device, model, settings)
     return {
         name: f"{own}{name} {library[1]} {model.hashes[name]} {dtype} {form}"
         for name, library in model.components.items()

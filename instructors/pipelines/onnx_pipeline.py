@@ -59,7 +59,8 @@ def load(model: Model, settings: ModelSettings, place: Place) -> OnnxModel:
     graphs = _start(model, place.device)
     try:
         pipeline = _pipeline(model, graphs)
-        parts = {f"{model.model_id} {model.content_hash} {name}": GraphPart(graph) for name, graph in graphs.items()}
+        keys = part_keys(model)
+        parts = {keys[name]: GraphPart(graph) for name, graph in graphs.items()}
         return OnnxModel(model, settings, pipeline, parts, place.padding)
     except BaseException as error:
         for graph in graphs.values():
@@ -70,10 +71,19 @@ def load(model: Model, settings: ModelSettings, place: Place) -> OnnxModel:
         raise ModelInvalid("The model's files do not make a text-to-image pipeline.") from None
 
 
+def part_keys(model: Model) -> dict[str, str]:
+    """Component -> its key in the device's memory, of those that are graphs. It is shared with no other model."""
+    return {name: f"{model.model_id} {model.content_hash} {name}" for name in _names(model)}
+
+
+def _names(model: Model) -> list[str]:
+    names = sorted(file.parent.name for file in model.path.glob(f"*/{GRAPH_FILE}"))
+    return [name for name in names if name in ("unet", *ENCODERS, VAE_ENCODER, VAE_DECODER)]
+
+
 def _start(model: Model, device: str) -> dict[str, GraphForward]:
     """Component -> its graph. They start side by side; where one fails, all end."""
-    names = sorted(file.parent.name for file in model.path.glob(f"*/{GRAPH_FILE}"))
-    names = [name for name in names if name in ("unet", *ENCODERS, VAE_ENCODER, VAE_DECODER)]
+    names = _names(model)
     with ThreadPoolExecutor(len(names)) as pool:
         begun = {name: pool.submit(GraphForward, model.path / name / GRAPH_FILE, device) for name in names}
     failed = [future.exception() for future in begun.values() if future.exception()]

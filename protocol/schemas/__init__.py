@@ -11,6 +11,7 @@ from protocol.schemas import (
     lora,
     model,
     model_files,
+    model_worker,
     predict,
     session,
     system,
@@ -20,7 +21,20 @@ from protocol.schemas.base import Action, ActionData, ResultData, nearest, valid
 
 ACTIONS: dict[str, Action] = {
     action.name: action
-    for domain in (system, session, job, artifact, worker, model, model_files, inference, predict, lora, controlnet)
+    for domain in (
+        system,
+        session,
+        job,
+        artifact,
+        worker,
+        model,
+        model_files,
+        model_worker,
+        inference,
+        predict,
+        lora,
+        controlnet,
+    )
     for action in domain.ACTIONS
 }
 

@@ -53,6 +53,15 @@ class Desk:
     def forget(self, key: str) -> bool:
         return self._loaded.pop(key, None) is not None
 
+    def retire(self, key: str) -> None:
+        self._loaded.pop(key, None)
+
+    def keys_of(self, name: str) -> list[str]:
+        return [key for key, value in self._loaded.items() if value.name == name]
+
+    def is_kept(self, key: str) -> bool:
+        return False
+
     def named(self, event: EventName) -> list[tuple[dict[str, Any], Sequence[Blob]]]:
         return [(data, blobs) for name, data, blobs in self.events if name is event]
 

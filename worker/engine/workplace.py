@@ -157,6 +157,10 @@ class WorkerPlace:
     def is_kept(self, key: str) -> bool:
         return self._place.residency.is_kept(key)
 
+    @property
+    def loaded(self) -> list[str]:
+        return self._place.residency.names
+
     def keys_of(self, name: str) -> list[str]:
         return self._place.residency.keys_of(name)
 

@@ -39,7 +39,7 @@ OLD_OVERHEAD = 1.5  # a loaded model takes more than its files; an estimate for 
 Seen = tuple[Any, ...]
 Problem = AtelierError | NoRoomNow | None
 Ready = Callable[[Problem], None]
-Ended = Callable[[bool, Problem], None]  # (whether it is another model now, why not)
+Ended = Callable[[str, bool, Problem], None]  # (which model answers now, whether that is another one, why not)
 
 log = structlog.get_logger("instructors.serving")
 
@@ -140,9 +140,11 @@ class Loader:
         if current.reloading is None and _seen(model_id, current.model, place.models) != current.seen:
             self.reload(model_id, place)
 
-    def in_use(self) -> list[str | None]:
-        """The names for which a model answers, or did when it was last asked."""
-        return list(self._current)
+    def in_use(self, model_id: str | None = None) -> dict[str | None, str]:
+        """The names for which a model answers, or did when it was last asked -> that model. With a `model_id`: of this
+        name, or of this model."""
+        answering = {name: current.model.model_id for name, current in self._current.items()}
+        return {name: found for name, found in answering.items() if model_id in (None, name, found)}
 
     def reload(self, model_id: str | None, place: Place, ended: Ended | None = None) -> bool:
         """Load the model of this name anew beside the one in use, if its files are others now, and let it take over.
@@ -200,7 +202,7 @@ class Loader:
             reason = problem.message if isinstance(problem, AtelierError) else "there is no room for both"
             log.error("the old model stays: the new one is not usable", model_id=model_id, problem=reason)
         for ended in waiting:
-            ended(changed, problem)
+            ended(current.model.model_id, changed, problem)
 
 
 def key_of(model: Model) -> str:

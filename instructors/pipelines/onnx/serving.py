@@ -20,6 +20,7 @@ from instructors.manifest import Batching
 from instructors.models import Model
 from instructors.pipelines.onnx import steps
 from instructors.pipelines.onnx.facts import Array, Facts, Finished
+from instructors.pipelines.onnx.graph import GraphFacts
 from instructors.processing import Chain, Values
 from instructors.task import Lane, Place
 from protocol.enums import ErrorCode
@@ -188,7 +189,7 @@ class Serving:
         self.runner = start()
         self.loaded_at = time.time()
         self.batching: Batching = model.manifest.batching
-        self.batched = self.batching.max_batch_size > 1 and _has_batch_axis(self.facts)
+        self.batched = self.batching.max_batch_size > 1 and has_batch_axis(self.facts)
         self._lanes: dict[Key, Lane] = {}
         self._batches: dict[int, _Batch] = {}
         self._ids = itertools.count()
@@ -385,7 +386,7 @@ class PredictLane(Lane):
         return units[:best]
 
 
-def _has_batch_axis(facts: Facts) -> bool:
+def has_batch_axis(facts: Facts | GraphFacts) -> bool:
     """Whether requests can be put together along the first axis of every input, and taken apart along that of every
     output: open axes, whatever their names."""
     return all(info.shape and not isinstance(info.shape[0], int) for info in (*facts.inputs, *facts.outputs))
