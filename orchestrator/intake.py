@@ -109,7 +109,7 @@ class Intake:
 
     def _pin(self, job: Job, device_ids: list[str]) -> None:
         """A policy names devices: take the one of them that would end the job soonest."""
-        found = forecasts(self._broker.core, job, self._broker.core.now_ms)
+        found = forecasts(self._broker.core, job, self._broker.clock.now_ms())
         best = next((each.worker.device_id for each in found if each.worker.device_id in device_ids), device_ids[0])
         job.requirement = job.requirement._replace(device_pin=best)
 

@@ -54,8 +54,8 @@ class Router:
         return Routed(routed, chosen.device_ids, shadow)
 
     def _resolved(self, tenant: str, request: Request, action: Action, data: dict[str, Any]) -> Resolved:
-        text, resolver, core = data["model_id"], self._broker.resolver, self._broker.core
-        certain = core.now_ms >= core.trust_fleet_from_ms
+        text, resolver = data["model_id"], self._broker.resolver
+        certain = self._broker.clock.now_ms() >= self._broker.core.trust_fleet_from_ms
         if not action.name.startswith(WORKING):
             return resolver.resolve(tenant, text, certain=certain)
         key = data.get("routing_key") or request.session_id or request.request_id
@@ -105,7 +105,7 @@ class Router:
 
     def _may_retry(self, action: str, model_id: str) -> bool:
         """One request now and then goes to what was too slow, or nobody would learn that it is not any more."""
-        now_ms, key = self._broker.core.now_ms, (action, model_id)
+        now_ms, key = self._broker.clock.now_ms(), (action, model_id)
         due_ms = self._retry_ms.get(key)
         if due_ms is not None and now_ms < due_ms:
             return False

@@ -26,7 +26,8 @@ def answer(data: Data, frames: list[bytes]) -> Data:
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    with House() as started:
+    """It soon trusts that no other worker is on its way."""
+    with House(adoption_ms=100) as started:
         started.start_orchestrator()
         yield started
 
