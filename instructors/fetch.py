@@ -63,7 +63,11 @@ class Fetcher:
     def step(self) -> None:
         """Start the process; the rest is done when it says something."""
         command = [sys.executable, "-m", "instructors.sources.child"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        except OSError:
+            self._end(Unavailable("The worker could not start the process that fetches models."))
+            return
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
         self._feeder = threading.Thread(target=self._feed, args=[self._process], name="feed", daemon=True)
@@ -86,10 +90,14 @@ class Fetcher:
                 _write(process.stdin.fileno(), part)
 
     def _hear(self) -> None:
-        raw = os.read(self.fileno(), READ_BYTES)
+        try:
+            raw = os.read(self.fileno(), READ_BYTES)
+        except BlockingIOError:
+            return
         *lines, self._said = (self._said + raw).split(b"\n")
         for line in lines:
-            self._take(json.loads(line))
+            if not self.done:
+                self._take(json.loads(line))
         if not self.done and (not raw or len(self._said) > LINE_BYTES_MAX):
             self._end(Unavailable("The process that fetched the model ended; nothing was registered."))
 

@@ -62,8 +62,8 @@ class Teller:
 
 
 def main() -> int:
-    pipe, output = sys.stdin.buffer, sys.stdout
-    sys.stdout = sys.stderr  # libraries that print would be taken for us
+    pipe, output = sys.stdin.buffer, os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries that print would be taken for us
     wanted = json.loads(pipe.readline())
     teller = Teller(wanted["stall_s"], output)
     try:
@@ -92,7 +92,7 @@ def _open(source: dict[str, Any], root: Path, pipe: IO[bytes]) -> Source:
     if "files" in source:
         return UploadSource([(path, nbytes) for path, nbytes in source["files"]], pipe)
     if "folder" in source:
-        return FolderSource(source["folder"], root)
+        return FolderSource(source["folder"], root, whole=False)
     from instructors.sources.mlflow import MlflowSource
     from instructors.sources.remote import open_url
 
@@ -119,5 +119,4 @@ def _die_with_parent(pipe: IO[bytes]) -> None:
 
 if __name__ == "__main__":
     code = main()
-    sys.__stdout__.flush()  # type: ignore[union-attr]
     os._exit(code)  # without waiting for threads of libraries

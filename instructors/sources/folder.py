@@ -17,12 +17,12 @@ class FolderSource:
 
     resumes = True
 
-    def __init__(self, relative: str, root: Path) -> None:
-        """Raises Forbidden where it leads out of `root`."""
+    def __init__(self, relative: str, root: Path, *, whole: bool) -> None:
+        """`whole`: `root` itself may be meant. Raises Forbidden where it leads out of it."""
         self._path = root / relative
         self._root = root
         self.told = Told()
-        if "\0" in relative or not inside(self._path, root) or self._path.resolve() == root.resolve():
+        if "\0" in relative or not inside(self._path, root) or not (whole or self._path.resolve() != root.resolve()):
             raise Forbidden("This folder leads out of where models may come from.")
 
     def files(self) -> Sequence[SourceFile]:

@@ -28,6 +28,7 @@ PIECE_BYTES = 1 * MIB
 ANSWER_S = 30.0  # without a byte
 WORDS_MAX = 64  # metrics, or tags
 TEXT_MAX = 200  # characters of one
+NO_MLFLOW = "What answers there is no MLflow server."
 STAGES_WARNING = "MLflow's stages are deprecated: name the version or an alias (models:/{name}@{stage})."
 
 
@@ -54,6 +55,12 @@ class MlflowSource:
         self.told = Told()
 
     def files(self) -> Sequence[SourceFile]:
+        try:
+            return self._files()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise Unavailable(NO_MLFLOW) from None
+
+    def _files(self) -> Sequence[SourceFile]:
         version = self._find()
         self._tell(version)
         named = {"name": self._name, "version": version["version"]}
@@ -144,7 +151,7 @@ class _Server:
             except (OSError, HTTPException, ValueError, RecursionError) as error:
                 raise Broken(type(error).__name__) from error
         if type(value) is not dict:
-            raise Unavailable("What answers there is no MLflow server.")
+            raise Unavailable(NO_MLFLOW)
         return value
 
     def _open(self, request: urllib.request.Request) -> HTTPResponse:

@@ -36,7 +36,7 @@ def open_url(url: str, allowed: Sequence[str]) -> Source:
         raise Forbidden("The operator does not allow models from there: see `sources` in the worker's catalogue.toml.")
     if urlsplit(url).scheme == "file":
         root, path = (Path(unquote(urlsplit(text).path)) for text in (prefix, url))
-        return FolderSource(str(path.relative_to(root)), root)
+        return FolderSource(str(path.relative_to(root)), root, whole=True)
     return RemoteSource(url)
 
 

@@ -227,6 +227,15 @@ def test_a_process_that_is_killed_leaves_nothing(desk: FetchDesk, root: Path, tm
     assert names(root) == []
 
 
+def test_a_process_that_cannot_be_started_fails_its_job_alone(
+    desk: FetchDesk, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(Unavailable, match="could not start"):
+        desk.fetch({"folder": "incoming"})
+    assert names(root) == []
+
+
 def test_it_ends_with_its_worker(root: Path) -> None:
     """A process that waits for a place that hangs, and whose worker is killed."""
     with silent_server() as port:
@@ -296,6 +305,9 @@ def test_a_folder_elsewhere_can_be_allowed(desk: FetchDesk, root: Path, tmp_path
     allow(root, urls=[f"file://{incoming}/"])
     answer = desk.fetch({"url": f"file://{incoming}/net"})
     assert answer["content_hash"] == desk.models.find("found:1").content_hash
+    allow(root, urls=[f"file://{incoming}/net/"])
+    assert desk.fetch({"url": f"file://{incoming}/net"}, version="3") == answer
+    allow(root, urls=[f"file://{incoming}/"])
     (incoming / "link").symlink_to("/etc")
     with pytest.raises(Forbidden):
         desk.fetch({"url": f"file://{incoming}/link"}, version="2")

@@ -172,7 +172,7 @@ def test_a_folder_outside_is_refused(folder: str, root: Path, tmp_path: Path) ->
     affine(tmp_path / "elsewhere" / "model.onnx", 2.0, 0.0)
     (root / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Forbidden):
-        bring_from(FolderSource(folder, root), root)
+        bring_from(FolderSource(folder, root, whole=False), root)
     assert ModelFolder(root).names() == []
 
 
@@ -181,12 +181,12 @@ def test_a_link_within_a_folder_cannot_lead_out(root: Path, tmp_path: Path) -> N
     (tmp_path / "secret").write_text("secret")
     (root / "incoming" / "notes.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(Forbidden):
-        bring_from(FolderSource("incoming", root), root)
+        bring_from(FolderSource("incoming", root, whole=False), root)
 
 
 def test_a_folder_that_is_not_there_is_not_found(root: Path) -> None:
     with pytest.raises(NotFound):
-        bring_from(FolderSource("incoming", root), root)
+        bring_from(FolderSource("incoming", root, whole=False), root)
 
 
 @pytest.mark.parametrize(
