@@ -18,7 +18,7 @@ def fingerprint(dtype: str, settings: ModelSettings, place: Place) -> dict[str, 
     """The recipe's `numerics`. Equal ones, with equal weights and an equal request, give equal pictures where padding
     is reproducible; where it is fast, for a picture that was alone."""
     padding = place.padding.fixed_rows
-    given = settings.model_dump(exclude={"dtype", "keep"}, exclude_defaults=True)
+    given = settings.model_dump(exclude={"dtype", "keep", "config"}, exclude_defaults=True)
     return {
         "device": cpu_model() if place.device == "cpu" else place.device_kind,
         "threads": _threads(),

@@ -20,7 +20,7 @@ class Validate(Task):
     def __init__(self, data: ModelValidate, context: Context) -> None:
         self._data = data
         self._context = context
-        self._target = target.find(data.model_id, context.models)
+        self._target = target.find(data.model_id or data.name or "", context.models)
         self._report = Report()
         self._work = self._checks()
 
@@ -29,7 +29,7 @@ class Validate(Task):
         for _ in self._work:
             if time.monotonic() >= until:
                 return None
-        found = {"model_id": self._data.model_id, "type": self._target.content.type}
+        found = {"name": self._target.name, "type": self._target.content.type}
         return Result({**found, **self._report.to_wire()})
 
     def _checks(self) -> Iterator[None]:

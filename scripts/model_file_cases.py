@@ -19,7 +19,7 @@ def requests() -> list[Vector]:
         vector("model_validate_deep", "Does this one run? NaN is not looked for.",
                request(VALIDATE, {"model_id": "localisation:2", "deep": True, "values": False})),
         vector("model_validate_name", "A file by its name.",
-               request(VALIDATE, {"model_id": "webui/Lora/line.safetensors"})),
+               request(VALIDATE, {"name": "webui/Lora/line.safetensors"})),
         vector("model_convert", "The model in ONNX, as the next version of its new name.",
                request(CONVERT, {"source": "demo", "name": "demo-onnx"})),
         vector("model_convert_full", "Every field of it.",
@@ -44,7 +44,13 @@ def answers() -> list[Vector]:
              "remedy": "Get the file anew."}  # fmt: skip
     checks = {"files": {"status": "passed", "count": 1, "nbytes": 90}, "format": {"status": "failed"},
               "deep": {"status": "skipped", "reason": "the files are not sound"}}  # fmt: skip
-    told = {"model_id": "broken", "type": "unknown", "is_valid": False, "validation_details": checks, "issues": [issue]}
+    told = {
+        "name": "models/broken",
+        "type": "pipeline",
+        "is_valid": False,
+        "validation_details": checks,
+        "issues": [issue],
+    }
     difference = {"max_abs_error": 0.00002, "max_rel_error": 0.000001, "tolerance": 0.0001}
     converted = {"model_id": "topics-onnx:1", "to": "onnx", "precision": "float32",
                  "files": [{"name": "config.json", "nbytes": 700}, {"name": "model.onnx", "nbytes": 60_000}],
@@ -72,6 +78,7 @@ def refused() -> list[Vector]:
         data("model_discover_type", "A type that there is not.", DISCOVER, {"types": ["model"]}),
         data("model_discover_path", "A path has no field.", DISCOVER, {"path": "/etc"}),
         data("model_validate_missing", "No name.", VALIDATE, {}),
+        data("model_validate_both", "A model, and a file.", VALIDATE, {"model_id": "demo", "name": "models/demo"}),
         data("model_validate_empty", "An empty name.", VALIDATE, {"model_id": ""}),
         data("model_validate_deep_word", "A word is no truth value.", VALIDATE, {"model_id": "demo", "deep": "yes"}),
         data("model_convert_nameless", "The new model needs a name.", CONVERT, {"source": "demo"}),

@@ -103,7 +103,7 @@ def _print_report(found: "ModelValidateResult") -> None:
         )
         for name, details in found.validation_details.items()
     ]
-    print_facts({"model": found.model_id, "type": found.type})
+    print_facts({"model": found.name, "type": found.type})
     click.echo()
     print_table(("CHECK", "RESULT", "FOUND"), rows, "")
     if found.issues:

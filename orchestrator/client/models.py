@@ -145,8 +145,9 @@ class Models:
     def validate(
         self, model_id: str, *, deep: bool = False, values: bool = True, **options: Unpack[RequestOptions]
     ) -> ModelValidateResult:
-        """Check a model's files; `deep` loads and runs it, too. An invalid model is an answer, not an error."""
-        data = {"model_id": model_id, "deep": deep, "values": values}
+        """Check the files of a model, or of what `discover` tells by its `name`; `deep` runs it, too. An invalid one
+        is an answer, not an error."""
+        data = {_named(model_id): model_id, "deep": deep, "values": values}
         return self._client.run("model.validate", data, **options).parse(ModelValidateResult)
 
     def convert(
@@ -253,7 +254,7 @@ class AsyncModels:
     async def validate(
         self, model_id: str, *, deep: bool = False, values: bool = True, **options: Unpack[RequestOptions]
     ) -> ModelValidateResult:
-        data = {"model_id": model_id, "deep": deep, "values": values}
+        data = {_named(model_id): model_id, "deep": deep, "values": values}
         return (await self._client.run("model.validate", data, **options)).parse(ModelValidateResult)
 
     async def convert(
@@ -276,6 +277,11 @@ class AsyncModels:
 
 def _conversion(source: str, name: str, to: Target, precision: Precision, version: str | None) -> dict[str, str | None]:
     return {"source": source, "name": name, "to": to, "precision": precision, "version": version}
+
+
+def _named(model_id: str) -> str:
+    """The field for it: names of `discover` are paths below a label."""
+    return "name" if "/" in model_id and not model_id.startswith("models:/") else "model_id"
 
 
 def _discovering(fields: "Discovering") -> tuple[dict[str, Any], RequestOptions]:

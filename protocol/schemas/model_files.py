@@ -1,12 +1,13 @@
 """`model.discover`, `model.validate`, `model.convert`: what lies in the folders of models, whether it is sound, and
 other forms of it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from protocol.messages import Int
 from protocol.schemas.base import Action, ActionData, ResultData
+from protocol.schemas.values import ModelId
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 ModelType = Literal[
@@ -62,11 +63,19 @@ class ModelDiscoverResult(ResultData):
 
 
 class ModelValidate(ActionData):
-    """Check a model's files. Nothing is changed. Pin a worker by the request's `worker_id`."""
+    """Check a model's files. Nothing is changed. Give exactly one of `model_id` and `name`. Pin a worker by the
+    request's `worker_id`."""
 
-    model_id: Name  # a model's id, or the `name` of anything that `model.discover` tells
+    model_id: ModelId | None = None
+    name: Name | None = None  # of anything that `model.discover` tells
     deep: bool = False  # also load it, and make one small step or inference with it
     values: bool = True  # look at every number of the weights for NaN and infinity; takes as long as reading them
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.model_id is None) == (self.name is None):
+            raise ValueError("give exactly one of model_id and name")
+        return self
 
 
 class Issue(ResultData):
@@ -79,7 +88,7 @@ class Issue(ResultData):
 class ModelValidateResult(ResultData):
     """`is_valid`: no issue is an error."""
 
-    model_id: str
+    name: str  # as `model.discover` tells it
     type: str
     is_valid: bool
     validation_details: dict[str, dict[str, Any]]

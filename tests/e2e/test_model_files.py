@@ -48,8 +48,10 @@ def test_what_is_sound_and_what_is_not(client: Client) -> None:
     assert client.models.validate("demo", deep=True).validation_details["deep"]["ran"] == "one step"
     found = client.models.validate("broken", values=False)
     assert (found.is_valid, found.issues[0].code) == (False, "tensor_bounds")
-    with pytest.raises(ModelNotFound):
-        client.models.validate("../demo")
+    assert client.models.validate("models/many/000.safetensors").type == "lora"
+    for name in ("../demo", "models/../demo", "models/nothing", "nothing"):
+        with pytest.raises(ModelNotFound):
+            client.models.validate(name)
 
 
 async def test_the_same_with_await(client: Client) -> None:

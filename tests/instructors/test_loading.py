@@ -154,5 +154,6 @@ def test_models_without_settings_follow_the_device(tiny_root: Path) -> None:
         "vae_slicing": False,
         "offload": "none",
         "compile": False,
+        "config": None,
         "keep": False,
     }

@@ -57,7 +57,7 @@ def finish(root: Path, model_id: str, **data: Any) -> ModelValidateResult:
     validate_model.register(registry)
     desk = Desk(root)
     desk.cache_dir = None
-    task = registry.make_task("model.validate", {"model_id": model_id, **data}, desk)
+    task = registry.make_task("model.validate", {"name" if "/" in model_id else "model_id": model_id, **data}, desk)
     while (result := task.step()) is None:
         pass
     pack(result.data)  # what is told can be sent
