@@ -1,6 +1,7 @@
 """Moving an alias: the workers that have the version before loaded load the new one first."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,16 @@ from orchestrator.registry.change import Change
 from orchestrator.registry.state import ALIASES_MAX, Model
 from orchestrator.store import AliasRow, ChangeRow, RegistryRow
 from protocol.enums import ErrorCode
-from protocol.errors import AtelierError, NotFound, Unavailable
-from protocol.model_ids import model_id_of
+from protocol.errors import AtelierError, NotFound, QueueFull, Unavailable
+from protocol.limits import PRIORITY_DEFAULT
+from protocol.model_ids import model_id_of, split
 from protocol.schemas.model import DEFAULT_ALIAS
 
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
-LOAD = "model.load"
-LOAD_MS_MAX = 600_000
+LOAD, UNLOAD = "model.load", "model.unload"
+LOAD_MS_MAX, UNLOAD_MS_MAX = 600_000, 60_000
 NOT_THERE = frozenset({ErrorCode.MODEL_NOT_FOUND.value, ErrorCode.UNKNOWN_ACTION.value})  # that worker need not load it
 
 
@@ -46,6 +48,7 @@ class Move:
         self._before = self._model.aliases.get(alias)
         self._open: set[str] = set()  # workers that load it
         self._loaded: list[str] = []
+        self._keepers: list[str] = []  # of these, those that keep the version before, whatever else they need room for
         self._failure: AtelierError | None = None
 
     def start(self) -> None:
@@ -66,34 +69,38 @@ class Move:
 
     def _to_load(self) -> Sequence[Worker]:
         """Workers that answer by the version before, and can be told to load another."""
+        if self._version is None or (old := self._served()) is None:
+            return []
+        workers = self._broker.core.fleet.by_id.values()
+        return [w for w in workers if old in w.profile.resident and LOAD in w.profile.capability.actions]
+
+    def _served(self) -> str | None:
+        """The id of what the alias stood for until now; None: nothing."""
         before = self._before
         if before is None and self._alias == DEFAULT_ALIAS:
-            before = self._broker.offers.newest(self._name)  # what the name alone stood for until now
-        if self._version is None or before is None:
-            return []
-        model_id = model_id_of(self._name, before)
-        workers = self._broker.core.fleet.by_id.values()
-        return [w for w in workers if model_id in w.profile.resident and LOAD in w.profile.capability.actions]
+            before = self._broker.offers.newest(self._name)  # for which the name alone stood
+        return None if before is None else model_id_of(self._name, before)
 
     def _load(self, worker: Worker) -> None:
-        model_id = model_id_of(self._name, self._version)
-        worker_id = worker.worker_id
-        payload = Payload(LOAD, {"model_id": model_id})
-        loading = worker_id, model_id
-        ended = partial(self._loaded_on, worker_id, model_id)
+        """What is kept loaded of the version before is kept of the new one."""
+        model_id, worker_id = model_id_of(self._name, self._version), worker.worker_id
+        kept = bool(self._broker.offers.of_worker(worker_id).get(self._served() or "", {}).get("kept"))
+        payload = Payload(LOAD, {"model_id": model_id, "keep": kept})
+        ended = partial(self._loaded_on, worker_id, kept)
         self._change.run(payload, ended, worker_id=worker_id, deadline_ms=LOAD_MS_MAX, any_model=True)
         self._open.add(worker_id)
-        self._broker.changes.loading.add(loading)
-        self._change.finally_(partial(self._broker.changes.loading.discard, loading))
+        self._broker.changes.loading.add((worker_id, model_id))
+        self._change.finally_(partial(self._broker.changes.loading.discard, (worker_id, model_id)))
 
-    def _loaded_on(self, worker_id: str, model_id: str, ended: Ended) -> None:
+    def _loaded_on(self, worker_id: str, kept: bool, ended: Ended) -> None:
         self._open.discard(worker_id)
         gone = worker_id not in self._broker.core.fleet.by_id
         if ended.error is None:
             self._loaded.append(worker_id)
+            self._keepers += [worker_id] if kept else []
         elif ended.failed_as not in NOT_THERE and not gone and self._failure is None:
             error = ended.exception()
-            message = f"The alias stays: {worker_id} could not load {model_id}. {error.message}"
+            message = f"The alias stays: {worker_id} could not load {self._name}:{self._version}. {error.message}"
             details = {**error.details, "worker_id": worker_id}
             self._failure = type(error)(message, details=details, retry_after_ms=error.retry_after_ms)
         if self._open:
@@ -105,8 +112,29 @@ class Move:
     def _write(self) -> None:
         row = AliasRow(self._change.tenant, self._name, self._alias, self._version)
         line: ChangeRow = self._change.line(self._kind, self._name, self._alias, self._before, self._version)
+        old = self._served()
         rows: list[RegistryRow] = [row, line]
-        self._change.commit(rows, lambda: self._then(self._before, sorted(self._loaded)))
+        self._change.commit(rows, partial(self._moved, old))
+
+    def _moved(self, old: str | None) -> None:
+        """Let go of what was kept for the alias alone, and say where it leads now."""
+        model = self._broker.registry.get(self._change.tenant, self._name)
+        if old is not None and model is not None and not model.points_to(split(old)[1] or ""):
+            for worker_id in self._keepers:
+                self._unload(old, worker_id)
+        self._then(self._before, sorted(self._loaded))
+
+    def _unload(self, model_id: str, worker_id: str) -> None:
+        """Whether it can or not: the alias has moved."""
+        with suppress(QueueFull):
+            self._broker.errands.run(
+                self._change.tenant,
+                Payload(UNLOAD, {"model_id": model_id}),
+                lambda _: None,
+                worker_id=worker_id,
+                deadline_ms=UNLOAD_MS_MAX,
+                priority=PRIORITY_DEFAULT,
+            )
 
 
 def version_before(history: Sequence[tuple[str, str | None, str | None]]) -> str | None:

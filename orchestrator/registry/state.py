@@ -112,6 +112,10 @@ class Model:
     def aliases_of(self, version: str) -> list[str]:
         return sorted(alias for alias, target in self.aliases.items() if target == version)
 
+    def points_to(self, version: str) -> bool:
+        """Does an alias or its traffic lead to this version?"""
+        return version in self.aliases.values() or self.traffic.names(version)
+
     def newest(self) -> str | None:
         return max(self.versions, key=by_age, default=None)
 

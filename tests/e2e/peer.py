@@ -45,12 +45,11 @@ class Peer:
         self.assigns: list[Data] = []  # the headers, in order
         self.cancelled: list[str] = []  # job_ids
         self.resident = list(resident)
+        self.kept: list[str] = []  # of its models, those that stay loaded
         self.running_ms: dict[str, int] = {}  # what it says that jobs of a model took
         self._models = models
         self._facts = {"device_id": device, "kind": device, "memory_total": 1, "memory_free": 1}
-        self._actions = sorted(
-            {*actions, *(action for offered in models.values() for action in offered), *self.answers}
-        )
+        self._actions = actions
         self._slots = slots
         self._held: dict[str, Data] = {}
         self._replies: queue.SimpleQueue[tuple[str, Data]] = queue.SimpleQueue()
@@ -125,7 +124,12 @@ class Peer:
             self._send({"kind": "goodbye"})
 
     def _hello(self) -> None:
-        models = [{"model_id": name, "actions": actions, "nbytes": 1} for name, actions in self._models.items()]
+        able = {action for actions in self._models.values() for action in actions}
+        actions = sorted({*self._actions, *self.answers, *able})
+        models = [
+            {"model_id": name, "actions": actions, "nbytes": 1, "kept": name in self.kept}
+            for name, actions in self._models.items()
+        ]
         self._send(
             {
                 "kind": "hello",
@@ -133,7 +137,7 @@ class Peer:
                 "worker_id": self.worker_id,
                 "instance_id": self._instance,
                 "device": self._facts,
-                "capabilities": {"actions": self._actions, "models": models},
+                "capabilities": {"actions": actions, "models": models},
                 "slots": self._slots,
                 "resident_models": self.resident,
                 "held": list(self._held.values()),

@@ -75,12 +75,25 @@ def test_the_new_version_is_loaded_before_the_alias_moves(client: Client, peer: 
 
     peer.answers[LOAD] = load
     moved = client.models.set_alias(name, "default", "2", author="ada")
-    assert peer.asked(LOAD) == [{"model_id": f"{name}:2"}]
+    assert peer.asked(LOAD) == [{"model_id": f"{name}:2", "keep": False}]
     assert at_load == ["1"]
     assert (moved.version, moved.before, moved.loaded_on) == ("2", "1", ["w"])
     assert version_of(client, name) == "2"
     [worker] = client.models.status(name)
     assert not any(model.loading for model in worker.models)
+
+
+def test_what_is_kept_loaded_follows_the_alias(client: Client, peer: Peer, name: str) -> None:
+    peer.answers["model.unload"] = lambda data, frames: {}
+    peer.kept = [f"{name}:1"]
+    peer.offer({f"{name}:{version}": PREDICTS for version in (1, 2, 3)})
+    client.models.set_alias(name, "default", "1")
+    client.models.set_alias(name, "canary", "1")
+    client.models.set_alias(name, "default", "2")
+    assert peer.asked(LOAD)[-1] == {"model_id": f"{name}:2", "keep": True}
+    assert peer.asked("model.unload") == []  # another alias is served by it
+    client.models.set_alias(name, "canary", "3")
+    assert peer.wait_for("model.unload") == [{"model_id": f"{name}:1"}]
 
 
 def test_the_alias_stays_where_the_new_version_cannot_be_loaded(client: Client, peer: Peer, name: str) -> None:
@@ -212,7 +225,7 @@ def test_a_roll_back_loads_the_version_before(client: Client, peer: Peer, name: 
     client.models.set_alias(name, "default", "1")
     before = len(peer.asked(LOAD))
     client.models.rollback(name)
-    assert peer.asked(LOAD)[before:] == [{"model_id": f"{name}:2"}]
+    assert [data["model_id"] for data in peer.asked(LOAD)[before:]] == [f"{name}:2"]
 
 
 def test_a_change_that_is_asked_for_again_is_done_once(client: Client, peer: Peer, house: House, name: str) -> None:
@@ -248,7 +261,7 @@ def test_its_alias_moves_when_it_is_registered(client: Client, peer: Peer, name:
     client.models.set_alias(name, "default", "1")
     made = client.models.register(name, "models:/m@champion", alias="default")
     assert made.aliases == ["default"]
-    assert peer.asked(LOAD) == [{"model_id": f"{name}:4"}]
+    assert [data["model_id"] for data in peer.asked(LOAD)] == [f"{name}:4"]
     assert version_of(client, name) == "4"
     assert peer.asked(FETCH)[0]["source"] == {"mlflow": "models:/m@champion"}
 

@@ -16,7 +16,7 @@ from tests.instructors import onnx_models
 DEMO = ROOT / "models" / "demo"
 PROMPT = "a red circle on a white background"
 PREDICT = "inference.predict"
-OFFSETS = {"1": 100.0, "2": 200.0, "3": 300.0, "4": 400.0, "10": 1000.0}
+OFFSETS = {"1": 100.0, "2": 200.0, "3": 300.0, "4": 400.0, "5": 500.0, "6": 600.0, "10": 1000.0}
 
 
 def add(models: Path, name: str, version: str, offset: float) -> None:
@@ -88,6 +88,18 @@ def test_every_answer_under_a_split_and_moving_aliases_is_of_the_version_it_clai
     assert {version for version, _, _ in found} >= {"1", "2"}
 
 
+def test_a_version_is_in_memory_when_its_alias_leads_there(client: Client) -> None:
+    client.models.set_alias("adder", "stable", "3")
+    assert ask(client, "adder@stable", 1.0) == ("3", 301.0)
+    eventually(lambda: "w1" in client.models.info("adder:3").resident_on)
+    assert client.models.set_alias("adder", "stable", "4").loaded_on == ["w1"]
+    eventually(lambda: "w1" in client.models.info("adder:4").resident_on)
+    with pytest.raises(ModelInvalid, match="The alias stays: w1 could not load adder:0-broken"):
+        client.models.set_alias("adder", "stable", "0-broken")
+    assert ask(client, "adder@stable", 1.0) == ("4", 401.0)
+    assert client.models.rollback("adder", "stable").version == "3"
+
+
 def test_a_fallback_takes_over_where_a_version_cannot_be_loaded(client: Client) -> None:
     with pytest.raises(ModelInvalid):
         ask(client, "adder:0-broken", 1.0)
@@ -110,10 +122,10 @@ def test_a_shadow_is_compared_with_what_was_answered(client: Client) -> None:
 
 def test_figures_are_kept_version_by_version(client: Client) -> None:
     for number in range(4):
-        ask(client, "adder:3", float(number))
-    ask(client, "adder:4", 1.0)
+        ask(client, "adder:5", float(number))
+    ask(client, "adder:6", 1.0)
 
     def counts() -> list[int]:
-        return [client.models.info(f"adder:{version}").totals.inference_count for version in ("3", "4")]
+        return [client.models.info(f"adder:{version}").totals.inference_count for version in ("5", "6")]
 
     eventually(lambda: counts() == [4, 1])
