@@ -60,10 +60,7 @@ def _pipeline(model: Model, place: Place) -> dict[str, Any]:
     settings = place.models.settings(model.model_id)
     key, dtype = loading.key_of(model, settings), model.dtype(place.device, settings)
     loaded = place.at_hand(key)
-    if model.runs_onnx:
-        keys = onnx_pipeline.part_keys(model)
-    else:
-        keys = loading.part_keys(model, settings, place.device)
+    keys = onnx_pipeline.part_keys(model) if model.runs_onnx else loading.part_keys(model, settings, place.device)
     components = []
     for name, kind in model.components.items():
         if kind is None or name in NOT_LOADED:

@@ -7,15 +7,11 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from instructors import images
-from instructors.models import ONNX
 from instructors.pictures import MakePlan, Pictures, Plan, check_size
 from instructors.pipelines import schedulers
 from instructors.registry import Registry
-from instructors.task import Context, Place
-from protocol.errors import AtelierError
+from instructors.task import Context
 from protocol.schemas import ACTIONS
 from protocol.schemas.inference import ChangeData, Img2ImgData, InpaintingData, PictureData, Text2ImgData
 
@@ -84,8 +80,6 @@ def given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-log = structlog.get_logger("instructors.inference")
-
 PLANS: dict[str, MakePlan] = {
     "inference.text2img": text2img,
     "inference.img2img": img2img,
@@ -106,13 +100,6 @@ def scheduler_names() -> list[str]:
     return schedulers.names() if find_spec("diffusers") else []
 
 
-def warm_up(place: Place) -> None:
-    """Import the libraries, which takes seconds, before the first job needs them, and load what is to be kept."""
-    from instructors.pipelines import loading
-
-    for name in place.models.kept():
-        try:
-            if place.models.find(name).family != ONNX:
-                loading.resident(name, place)
-        except AtelierError as error:
-            log.error("a model that is to be kept cannot be loaded", model_id=name, problem=error.message)
+def warm_up() -> None:
+    """Import the libraries, which takes seconds, before the first job needs them."""
+    from instructors.pipelines import loading  # noqa: F401

@@ -222,6 +222,15 @@ class Reload(SharedTask):
         return Result(self._reloading.to_wire())
 
 
+def reload_all(place: Place) -> None:
+    """Take up what has changed of all loaded models; those that predict go on by themselves. What fails is logged."""
+    reloading = Reloading(place, None)
+    while not (reloading.done or reloading.away):
+        reloading.step()
+    for name, error in reloading.failed.items():
+        log.error("the old model stays: the new one is not usable", model_id=name, problem=error.message)
+
+
 def check_libraries(model: Model) -> None:
     """Raise Unavailable where what the model needs to be loaded is not installed."""
     needed = "onnxruntime" if model.family == ONNX else "diffusers"

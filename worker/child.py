@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from socket import gethostname
 from typing import Any
 
 import structlog
 
-from instructors import inference, registry
+from instructors import inference, model, registry
+from instructors.keeping import Keeping
 from instructors.models import ONNX, ModelFolder
 from instructors.redis_cache import RedisUnusable
 from instructors.results_cache import ResultsCache
@@ -26,8 +28,9 @@ from worker import hardware, logs
 from worker.delivery import Delivery, Outbox
 from worker.engine.engine import CRASHED, Engine
 from worker.engine.mailbox import Mailbox
-from worker.engine.workplace import Letter, Workplace
+from worker.engine.workplace import Letter, WorkerPlace, Workplace
 from worker.link import BadEndpoint, Link
+from worker.offer import Entries, Offer
 from worker.options import Options, parse
 from worker.pulse import Pulse
 from worker.residency import Residency
@@ -51,17 +54,22 @@ def main(argv: list[str] | None = None) -> int:
     outbox = Outbox()
     staging.clean(options.models)
     place = _workplace(options, device, Delivery(outbox))
-    models, kept = place.models.entries(device.device_id), place.models.kept()
-    log.debug("models", there=len(models), kept=kept)
-    makes_pictures = any(model["family"] != ONNX for model in models)
-    engine = Engine(place, warm_up=inference.warm_up if makes_pictures else _nothing)
+    offer, keeping = Offer(place.models, device.device_id, place.residency), Keeping()
+    makes_pictures = any(entry["family"] != ONNX for entry in offer.entries)
+
+    def warm_up(first: Place) -> None:
+        if makes_pictures:
+            inference.warm_up()
+        keeping.apply(first)
+
+    engine = Engine(place, warm_up)
     hello = Hello(
         worker_id=worker_id,
         instance_id=options.instance,
         device=device.facts(engine.memory_free),
         capabilities=Capabilities(
             actions=place.registry.names,
-            models=models,
+            models=offer.entries,
             schedulers=inference.scheduler_names(),
         ),
         slots=options.slots,
@@ -77,8 +85,15 @@ def main(argv: list[str] | None = None) -> int:
 
     session = Session(Link(options.connect), engine, outbox, hello, facts, place.statistics)
     signal.signal(signal.SIGTERM, lambda *_: session.hand_back(options.grace_s))
+    signal.signal(signal.SIGHUP, lambda *_: place.mailbox.put(partial(_reload, place, keeping)))
+
+    def changed(entries: Entries, gone: list[str]) -> None:
+        session.offer(entries)
+        place.mailbox.put(partial(_let_go, place, gone))
+
     place.delivery.start()
     engine.start()
+    offer.watch(changed)
     log.info("started", device=device.device_id, kind=device.kind, slots=options.slots)
     try:
         session.run()
@@ -111,8 +126,23 @@ def _residency(options: Options, device: hardware.Device) -> Residency:
     return Residency(budget, device.free_cached, device.device_id, aside)
 
 
-def _nothing(_: Place) -> None:
-    """Without models that make pictures there are no slow imports."""
+def _reload(workplace: Workplace, keeping: Keeping) -> None:
+    """On the device thread: look at the files of models, and at what is to be kept."""
+    place = WorkerPlace(workplace)
+    try:
+        model.reload_all(place)
+        keeping.apply(place)
+    except Exception:  # a worker is not lost over that
+        log.exception("reloading failed")
+    finally:
+        place.close()
+
+
+def _let_go(workplace: Workplace, gone: list[str]) -> None:
+    """On the device thread: models whose files were taken away leave when the jobs that use them have ended."""
+    place = WorkerPlace(workplace)
+    for model_id in gone:
+        model.let_go(model_id, place)
 
 
 def _prepare_libraries() -> None:

@@ -60,6 +60,7 @@ class Parent:
         self._pulse = Pulse.create()
         self._backoff = Backoff()
         self._stop_signals = 0
+        self._reload_asked = False
         self._kill_at: float | None = None
         self._selector = selectors.DefaultSelector()
 
@@ -84,6 +85,7 @@ class Parent:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop_signal)
+        signal.signal(signal.SIGHUP, self._on_reload_signal)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only to wake the selector
         self._selector.register(reader, selectors.EVENT_READ, "signal")
         if self._options.death_pipe:
@@ -92,11 +94,16 @@ class Parent:
     def _on_stop_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stop_signals += 1
 
+    def _on_reload_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._reload_asked = True
+
     def _spawn(self) -> "subprocess.Popen[bytes]":
         self._pulse.reset()
         command = [sys.executable, "-m", "worker.child", *self._argv]
         extra = ["--instance", self._instance, "--pulse-fd", str(self._pulse.fd)]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: it would end a child that has not come to listen yet
         child = subprocess.Popen([*command, *extra], stdin=subprocess.PIPE, pass_fds=[self._pulse.fd])
+        signal.signal(signal.SIGHUP, self._on_reload_signal)
         log.info("child started", child=child.pid)
         return child
 
@@ -110,6 +117,9 @@ class Parent:
                 log.error("the device thread hangs: killing the child", quantum_age_ms=self._pulse.age_ms)
                 child.kill()
             self._stop(child)
+            if self._reload_asked:
+                self._reload_asked = False
+                child.send_signal(signal.SIGHUP)
         assert child.stdin
         child.stdin.close()
         return code

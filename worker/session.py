@@ -84,6 +84,7 @@ class Session:
         self._figures_known = 0  # up to which change of the statistics it knows them
         self._hello_due = 0.0
         self._hello_stuck = False  # no connection took it yet
+        self._news = False  # the orchestrator knows an older hello
         self._heard_at = time.monotonic()
         self._heartbeat_s, self._lease_s = HELLO_S, LEASE_MS / 1000
         self._heartbeat_due = self._resend_due = 0.0
@@ -96,6 +97,13 @@ class Session:
         """
         self._leave_by = time.monotonic() + grace_s
         self._stop_asked = True
+        self._outbox.wake()
+
+    def offer(self, models: list[dict[str, Any]]) -> None:
+        """From now on these are the models that it offers. May be called from any thread."""
+        capabilities = self._hello.capabilities.model_copy(update={"models": models})
+        self._hello = self._hello.model_copy(update={"capabilities": capabilities})
+        self._news = True
         self._outbox.wake()
 
     def run(self) -> None:
@@ -136,6 +144,8 @@ class Session:
             if now >= self._hello_due or self._hello_stuck:
                 self._say_hello(now)
             return
+        if self._news:  # on the same connection: what is held goes on undisturbed
+            self._say_hello(now)
         if now >= self._heartbeat_due:
             self._heartbeat_due = now + self._heartbeat_s
             self._send_heartbeat()
@@ -152,6 +162,7 @@ class Session:
         self._link.send([pack(Heartbeat(held=held, **facts).to_wire())])
 
     def _say_hello(self, now: float) -> None:
+        self._news = False
         facts = self._facts()
         hello = self._hello.model_copy(
             update={
@@ -162,6 +173,7 @@ class Session:
             }
         )
         self._hello_stuck = not self._link.send([pack(hello.to_wire())])
+        self._news = self._news or self._hello_stuck
         self._hello_due = now + HELLO_S
 
     def _may_leave(self) -> bool:

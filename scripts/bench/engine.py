@@ -79,7 +79,7 @@ class Atelier:
             padding=Padding(rows_max),
             quantum_s=1.0,
         )
-        self.engine = Engine(place, inference.warm_up)
+        self.engine = Engine(place, lambda _: inference.warm_up())
         self._count = 0
 
     def assign(self, request: Request, priority: int = 4) -> str:

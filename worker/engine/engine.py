@@ -74,8 +74,10 @@ class Engine(threading.Thread):
 
     def run(self) -> None:
         try:
+            place = WorkerPlace(self._place)
             with self._place.pulse.loading():
-                self._warm_up(WorkerPlace(self._place))
+                self._warm_up(place)
+            place.close()
             self._place.pulse.ready()
             while not self.over:
                 self.turn()
