@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     models_dir: Folder = Field(default_factory=_default_models_dir)
     """The models that local workers serve. Default: ./models if it exists, else models in data_dir."""
     default_model_id: str | None = None
-    """The model of requests that name none."""
+    """The model of requests that name none, where it can do what they ask. Default: the only model that can."""
     client_endpoints: Endpoints = Field(
         default_factory=lambda values: ["tcp://127.0.0.1:5555", f"ipc://{values['runtime_dir']}/client"]
     )
