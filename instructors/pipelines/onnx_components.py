@@ -35,9 +35,10 @@ log = structlog.get_logger("instructors.onnx")
 class GraphForward:
     """A graph in its process. A process that is lost is started again, once a call."""
 
-    def __init__(self, file: Path, device: str) -> None:
-        """Waits until it is loaded. Raises what `Runner.start` does, and ModelInvalid."""
-        self._spec = RunnerSpec(path=file, device=device, run_timeout_s=RUN_TIMEOUT_S)
+    def __init__(self, file: Path, device: str, cache: Path | None = None) -> None:
+        """Waits until it is loaded. `cache`: where optimised graphs are kept. Raises what `Runner.start` does, and
+        ModelInvalid."""
+        self._spec = RunnerSpec(path=file, device=device, cache=cache, run_timeout_s=RUN_TIMEOUT_S)
         self._runner = Runner.start(self._spec)
         facts = self._runner.facts
         strange = [info for info in (*facts.inputs, *facts.outputs) if info.dtype not in NUMBERS]

@@ -56,7 +56,7 @@ def load(model: Model, settings: ModelSettings, place: Place) -> OnnxModel:
     raises."""
     if model.family not in PIPELINES:
         raise ModelInvalid(f"ONNX graphs of the family {model.family} are not run; {' and '.join(PIPELINES)} are.")
-    graphs = _start(model, place.device)
+    graphs = _start(model, place)
     try:
         pipeline = _pipeline(model, graphs)
         keys = part_keys(model)
@@ -81,11 +81,11 @@ def _names(model: Model) -> list[str]:
     return [name for name in names if name in ("unet", *ENCODERS, VAE_ENCODER, VAE_DECODER)]
 
 
-def _start(model: Model, device: str) -> dict[str, GraphForward]:
+def _start(model: Model, place: Place) -> dict[str, GraphForward]:
     """Component -> its graph. They start side by side; where one fails, all end."""
-    names = _names(model)
+    names, cache = _names(model), None if place.cache_dir is None else place.cache_dir / "onnx"
     with ThreadPoolExecutor(len(names)) as pool:
-        begun = {name: pool.submit(GraphForward, model.path / name / GRAPH_FILE, device) for name in names}
+        begun = {name: pool.submit(GraphForward, model.path / name / GRAPH_FILE, place.device, cache) for name in names}
     failed = [future.exception() for future in begun.values() if future.exception()]
     graphs = {name: future.result() for name, future in begun.items() if not future.exception()}
     if failed:

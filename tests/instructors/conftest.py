@@ -25,6 +25,7 @@ class Desk:
     device = device_kind = "cpu"
     blobs: Sequence[Blob] = ()
     padding = Padding()
+    cache_dir: Path | None = None
 
     def __init__(self, root: Path | None) -> None:
         self.models = ModelFolder(root)
