@@ -9,16 +9,18 @@ from pathlib import Path, PurePosixPath
 
 import structlog
 
+from instructors import single_files
 from instructors.catalogue import content
 from instructors.catalogue.content import Content
 from instructors.catalogue.index import Index, Seen, Signature
-from instructors.catalogue.settings import HUB
+from instructors.catalogue.settings import HUB, MODELS
 
 DEPTH_MAX = 8
 FILES_MAX = 200_000
 NAME_LENGTH_MAX = 500  # of a path within its folder
 FILE_BYTES_MIN = 10  # the smallest safetensors file
 REPOSITORY = "models--"
+CONFIGS = f"{MODELS}/{single_files.FOLDER}"  # of checkpoints in one file: no models
 
 log = structlog.get_logger("instructors.catalogue")
 
@@ -121,6 +123,8 @@ class Scan:
         holds_onnx = any(other.endswith(".onnx") for other in names)
         for entry in entries:
             below = f"{name}/{entry.name}"
+            if below == CONFIGS:
+                continue
             if entry.is_dir(follow_symlinks=False):
                 if depth < DEPTH_MAX:
                     yield from self._walk(folder / entry.name, below, boundary, depth + 1)

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from instructors.catalogue import header
 from instructors.catalogue.header import Damaged, Header
+from instructors.models import check_weights
+from protocol.errors import ModelInvalid
 from tests.instructors.tensor_files import entries, write, write_raw
 
 MUTATIONS = 2000
@@ -65,6 +67,13 @@ def test_each_way_to_be_wrong_is_told(tmp_path: Path, code: str) -> None:
     with pytest.raises(Damaged) as caught:
         header.read(write_raw(tmp_path / "x", WRONG[code], NBYTES))
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("code", ["tensor_bounds", "tensor_overlap", "tensor_gap", "duplicate_name"])
+def test_models_with_such_files_are_not_used(tmp_path: Path, code: str) -> None:
+    file = write_raw(tmp_path / "x.safetensors", WRONG[code], NBYTES)
+    with pytest.raises(ModelInvalid, match="not a whole safetensors file"):
+        check_weights(file)
 
 
 @pytest.mark.parametrize(

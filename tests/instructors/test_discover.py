@@ -84,6 +84,7 @@ def test_the_model_folder_with_the_ids_that_requests_use(run: Run, root: Path) -
     write(root / "alone/1.0/file.safetensors", {**ldm(2048), **VAE, **CLIP})
     onnx_models.mlp(root / "numbers/2/model.onnx", (4, 2))
     (root / "loras/bad.pt").write_bytes(b"\x80\x04anything")
+    shutil.copytree(root / "tiny", root / "configs/own", ignore=shutil.ignore_patterns("*.safetensors"))
     (root / "notes.txt").write_text("nothing of a model's")
     found = {model.name: model for model in run().models}
     assert {name: model.id for name, model in found.items()} == {
