@@ -4,12 +4,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.actions.ask import Ask
+from orchestrator.actions.model import page
 from orchestrator.clock import rfc3339
 from protocol import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from orchestrator.broker import Broker
 
+MODELS_MAX = 1000  # in one answer
 LIMITS_TOLD = (
     "header_bytes_max",
     "attachments_max",
@@ -37,7 +39,7 @@ def info(broker: "Broker", ask: Ask) -> dict[str, Any]:
 def capabilities(broker: "Broker", ask: Ask) -> dict[str, Any]:
     actions = {action for worker in broker.core.fleet.by_id.values() for action in worker.profile.capability.actions}
     schedulers = sorted(broker.schedulers.values())
-    return {"actions": sorted(actions), "models": broker.offers.listed(), "schedulers": schedulers}
+    return {"actions": sorted(actions), "models": page(broker.offers.listed(), MODELS_MAX)[0], "schedulers": schedulers}
 
 
 def stats(broker: "Broker", ask: Ask) -> dict[str, Any]:

@@ -87,7 +87,9 @@ class Router:
         sites = [
             Site(worker.device_id, worker.profile.device_kind)
             for worker_id, worker in core.fleet.by_id.items()
-            if worker_id in able and not worker.draining and worker.can_run(need)
+            if (worker_id in able or worker.profile.capability.models is None)
+            and not worker.draining
+            and worker.can_run(need)
         ]
         cost = cost_of(action.name, {**data, "model_id": model_id})
         latency_ms = core.estimates.run_ms(cost) if core.estimates.measured(cost) else None

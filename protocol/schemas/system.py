@@ -40,7 +40,7 @@ class InfoResult(ResultData):
 
 class CapabilitiesResult(ResultData):
     actions: list[str]  # that some worker runs
-    models: list[dict[str, Any]]  # as in `model.list`
+    models: list[dict[str, Any]]  # of connected workers, at most 1,000; `model.list` tells more of each, and all
     schedulers: list[str]  # names that `scheduler` takes
 
 

@@ -49,7 +49,7 @@ def peer(house: House, client: Client) -> Iterator[Peer]:
 def asked_of(client: Client, model_id: str | None, **more: object) -> str:
     """The model that answered."""
     options = {name: more.pop(name) for name in ("session_id", "request_id", "device_id") if name in more}
-    data = {"model_id": model_id, "inputs": ONE, **more}
+    data = {"inputs": ONE, **({} if model_id is None else {"model_id": model_id}), **more}
     return str(client.run(PREDICT, data, timeout_s=20, **options).data["model_id"])  # type: ignore[arg-type]
 
 
@@ -71,6 +71,17 @@ def test_an_alias_is_what_it_points_to(client: Client, peer: Peer) -> None:
     assert asked_of(client, "m") == "m:10"
     client.models.set_alias("m", "default", "2")
     assert asked_of(client, "m") == "m:2"
+
+
+def test_a_name_may_be_a_default_of_a_session_and_be_asked_about(client: Client, peer: Peer) -> None:
+    client.models.set_alias("m", "prod", "1")
+    session = client.sessions.create(defaults={"model_id": "m@prod"}).session_id
+    assert asked_of(client, None, session_id=session) == "m:1"
+    told = client.validate(PREDICT, {"model_id": "m@prod", "inputs": ONE})
+    assert (told.runs, told.data["model_id"]) == (True, "m:1")
+    refused = client.validate(PREDICT, {"model_id": "m@prd", "inputs": ONE})
+    assert refused.error is not None
+    assert refused.error["details"]["nearest"] == "m@prod"
 
 
 def test_a_stage_is_the_alias_of_its_name_and_is_warned_of(client: Client, peer: Peer, house: House) -> None:
