@@ -150,6 +150,8 @@ class _Server:
                 value = json.loads(raw) if len(raw) <= JSON_BYTES_MAX else None
             except (OSError, HTTPException, ValueError, RecursionError) as error:
                 raise Broken(type(error).__name__) from error
+            if answer.length and value is not None:
+                raise Broken("too few bytes")
         if type(value) is not dict:
             raise Unavailable(NO_MLFLOW)
         return value

@@ -94,6 +94,20 @@ def test_workers_share_what_one_computed(server: RedisServer, employ: Callable[.
     assert other.ask(OTHER).mine
 
 
+def test_what_waits_for_redis_is_counted_down_again(
+    server: RedisServer, employ: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_cache, "PENDING_MAX", 3)
+    one, other = employ(), employ()
+    for number in range(20):
+        one.ask(bytes([number]) * 32).settle(b"result")
+        stored(server, PREFIX + (bytes([number]) * 32).hex().encode())
+        assert other.ask(bytes([number]) * 32).value == b"result"
+    claims = [one.cache.claim(bytes([100 + number]) * 32, TTL_S) for number in range(150)]
+    assert claims[0].mine is False
+    one.until(lambda: all(claim.mine for claim in claims))  # those that found Redis busy, at once
+
+
 def test_equal_requests_ask_redis_once(server: RedisServer, employ: Callable[..., Worker]) -> None:
     worker = employ()
     claims = [worker.cache.claim(KEY, TTL_S) for _ in range(50)]

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def test_a_broken_download_goes_on_where_it_broke(root: Path, tmp_path: Path) ->
 def test_where_nothing_can_be_resumed_a_file_begins_anew(root: Path, tmp_path: Path) -> None:
     data = onnx_bytes(tmp_path)
     source = Flaky(data, [100, 120], resumes=False)
-    bring_from(source, root)
+    answer = bring_from(source, root)
     assert source.begun == [0, 0, 0]
+    assert answer["metadata"]["hashes"]["model.onnx"] == hashlib.sha256(data).hexdigest()
     assert (root / "found" / "1" / "model.onnx").read_bytes() == data
 
 
@@ -98,6 +100,20 @@ def test_a_place_that_goes_on_failing_is_unavailable(resumes: bool, root: Path, 
     with pytest.raises(Unavailable, match="gone"):
         bring_from(source, root)
     assert len(source.begun) <= download.TRIES + 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_connection_that_ends_early_without_a_word_is_noticed(root: Path, tmp_path: Path) -> None:
+    class Ending(Flaky):
+        def read(self, file: SourceFile, begin: int) -> Iterator[bytes]:
+            with suppress(Broken):
+                yield from super().read(file, begin)
+
+    data = onnx_bytes(tmp_path)
+    source = Ending(data, [100])
+    bring_from(source, root)
+    assert source.begun == [0, 100]
+    assert (root / "found" / "1" / "model.onnx").read_bytes() == data
 
 
 def test_a_file_that_grows_meanwhile_is_refused(root: Path, tmp_path: Path) -> None:
