@@ -21,6 +21,7 @@ BUILT_IN = tuple(
         "predict",
         "convert",
         "model",
+        "benchmark",
         "fetch",
     )
 )

@@ -105,6 +105,9 @@ class Place(Protocol):
     def lasting(self) -> "Place":
         """The same place, for what goes on when the task has ended."""
 
+    def close(self) -> None:
+        """Let go of all that is used by way of this."""
+
     def waited(self, seconds: float) -> None:
         """So long the task could not go on because its model was being loaded."""
 

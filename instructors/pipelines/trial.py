@@ -1,26 +1,29 @@
 """A model tried out: loaded, and run once for next to nothing, to see that numbers come of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from instructors.catalogue.target import Target
 from instructors.pictures import Plan
-from instructors.pipelines import loading
+from instructors.pipelines import loading, vae
 from instructors.pipelines.diffusion import LoadedModel
 from instructors.pipelines.streams import Stream
 from instructors.task import Context, step_units
 from protocol.errors import ModelInvalid
 
 SIDE = 64  # pixels, or the next size that the model can make
+LATENTS = 8  # a side, of a decode
 PROMPT = "a red circle"
 
 
 def can(target: Target) -> bool:
     """Whether such a thing runs by itself."""
-    return target.content.type in ("pipeline", "checkpoint", "onnx")
+    return target.content.type in ("pipeline", "checkpoint", "onnx", "vae")
 
 
 def run(target: Target, model_id: str, context: Context, facts: dict[str, Any]) -> Iterator[None]:
@@ -28,36 +31,31 @@ def run(target: Target, model_id: str, context: Context, facts: dict[str, Any]) 
     it. `facts` is filled with what was done."""
     if target.content.type == "onnx":
         yield from _predict(model_id, context, facts)
+    elif target.content.type == "vae":
+        yield from _decode(model_id, context, facts)
     else:
         yield from _paint(loading.resident(model_id, context), context, facts)
 
 
 def _paint(loaded: LoadedModel, context: Context, facts: dict[str, Any]) -> Iterator[None]:
     """One step and a decode."""
-    plan = _plan(loaded)
+    side = -(-SIDE // loaded.size_multiple) * loaded.size_multiple
+    wanted = plan(loaded, side, side, 1)
     _, scheduler = loaded.schedulers.get(None, 1, 0, None)
     with np.errstate(invalid="ignore"):  # what is no number becomes black, and is found below
-        picture = Stream(lambda: loaded.generate(plan, scheduler, 0, lambda *_: context.quantum()))
-    try:
-        while not picture.done:
-            yield
-            step_units([picture])
-            if picture.error is not None:
-                raise picture.error
-        made = picture.value
-    finally:
-        picture.close()
+        picture = Stream(lambda: loaded.generate(wanted, scheduler, 0, lambda *_: context.quantum()))
+    made = yield from _through(picture)
     if np.asarray(made).std() == 0:
         raise ModelInvalid("A step with it makes a picture of one colour: its VAE makes values that are not numbers.")
     facts.update(ran="one step", width=made.width, height=made.height, dtype=loaded.dtype)
 
 
-def _plan(loaded: LoadedModel) -> Plan:
-    side = -(-SIDE // loaded.size_multiple) * loaded.size_multiple
-    arguments = {"prompt": PROMPT, "num_inference_steps": 1, "width": side, "height": side}
+def plan(loaded: LoadedModel, width: int, height: int, steps: int) -> Plan:
+    """A picture of no interest, as this model can make it."""
+    arguments = {"prompt": PROMPT, "num_inference_steps": steps, "width": width, "height": height}
     if not loaded.model.only_inpaints:
         return Plan("text2img", arguments)
-    grey, everything = Image.new("RGB", (side, side), "grey"), Image.new("L", (side, side), 255)
+    grey, everything = Image.new("RGB", (width, height), "grey"), Image.new("L", (width, height), 255)
     return Plan("inpainting", {**arguments, "image": grey, "mask_image": everything, "strength": 1.0})
 
 

@@ -122,7 +122,7 @@ class ModelBenchmark(ActionData):
     )
     # items, or pictures, that are computed together; null: 1, 8 and 32 as far as the model takes them, of pictures 1, 2
     runs: Annotated[Int, Field(ge=1, le=1000)] | None = None  # of each batch size; null: 50, of pictures 3
-    warmup: Annotated[Int, Field(ge=0, le=100)] = 2  # runs before those that are measured
+    warmup: Annotated[Int, Field(ge=0, le=100)] | None = None  # runs before those; null: 2, of pictures 1
     axes: Annotated[dict[Name, Annotated[Int, Field(ge=1, le=65_536)]], Field(max_length=64)] = {}
     # of an ONNX model: the sizes of its other open axes, by name; 1 where it is not said
     width: Pixels | None = None  # of pictures; null: the model's own

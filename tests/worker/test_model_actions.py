@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from protocol.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutOfMemory
+from protocol.errors import Cancelled, InvalidRequest, ModelInvalid, ModelNotFound, OutOfMemory
 from protocol.schemas import ACTIONS
 from tests.instructors import onnx_models, tiny
 from tests.worker.shop import Shop
@@ -230,3 +230,69 @@ def test_a_pipeline_is_loaded_reloaded_and_let_go(tmp_path: Path) -> None:
     assert (shop.context.keys_of("tiny") == before, shop.residency.kept) == (False, {"tiny"})
     assert shop.run("model.unload", {"model_id": "tiny"})["was_loaded"]
     assert shop.residency.names == ["twin"]
+
+
+def test_an_onnx_model_is_measured_while_others_are_served(shop: Shop) -> None:
+    shop.run("model.load", {"model_id": "triple"})
+    job = shop.begin("model.benchmark", {"model_id": "double", "batch_sizes": [1, 4], "runs": 9, "axes": {"width": 8}})
+    shop.turn_until(lambda: shop.engine._running != [])
+    served = 0
+    while shop.outcome(job) is None:
+        assert predict(shop, "triple") == 3
+        served += 1
+    assert served > 5
+    told = checked("model.benchmark", shop.end(job))
+    assert (told["model_id"], told["device_kind"], told["providers"]) == ("double", "cpu", ["CPUExecutionProvider"])
+    assert (told["settings"], any(name.startswith("onnxruntime") for name in told["versions"])) == (
+        {"axes": {"width": 8}},
+        True,
+    )
+    assert [(batch["batch_size"], batch["runs"]) for batch in told["batches"]] == [(1, 9), (4, 9)]
+    for batch in told["batches"]:
+        assert 0 < batch["p50_ms"] <= batch["p95_ms"] < 1000
+        assert batch["per_s"] * batch["p50_ms"] / 1000 <= 2 * batch["batch_size"]
+        assert batch["peak_nbytes"] > 2**20
+    assert told["warm_load_ms"] > 0
+    assert told["cold_load_ms"] > 0
+    progress = [message["data"]["progress"] for message in shop.messages if message["kind"] == "event"]
+    assert progress == [0.0, 0.5]
+    assert shop.residency.names == ["triple"]
+    assert len(runners()) == 1
+
+
+def test_what_cannot_be_measured_is_told_and_a_benchmark_can_be_left(shop: Shop) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"steps": 3},
+        {"axes": {"depth": 2}},
+        {"batch_sizes": [65_536], "axes": {"width": 65_536}},
+        {"batch_sizes": []},
+        {"runs": 0},
+    ]
+    for fields in wrong:
+        with pytest.raises(InvalidRequest):
+            shop.run("model.benchmark", {"model_id": "double", **fields})
+    job = shop.begin("model.benchmark", {"model_id": "double", "runs": 1000, "axes": {"width": 60_000}})
+    shop.turn_until(lambda: any(message["kind"] == "event" for message in shop.messages))
+    shop.engine.cancel(job)
+    with pytest.raises(Cancelled):
+        shop.end(job)
+    shop.turn_until(lambda: runners() == [])  # its process ends, too
+
+
+def test_a_pipeline_is_measured_in_steps(tmp_path: Path) -> None:
+    tiny.build(tmp_path / "tiny")
+    shop = Shop(tmp_path)
+    size = {"width": 32, "height": 32, "steps": 2}
+    job = shop.begin("model.benchmark", {"model_id": "tiny", "batch_sizes": [1, 2], "runs": 2, **size})
+    told = checked("model.benchmark", shop.end(job, 60))
+    assert told["settings"] == {**size, "dtype": "float32"}
+    assert [(batch["batch_size"], batch["runs"]) for batch in told["batches"]] == [(1, 2), (2, 2)]
+    assert all(batch["p50_ms"] > 0 and batch["peak_nbytes"] > 2**20 for batch in told["batches"])
+    assert told["nbytes"] == shop.context.at_hand(shop.context.keys_of("tiny")[0]).nbytes
+    assert min(told["cold_load_ms"], told["warm_load_ms"]) > 0
+    assert "diffusers" in told["versions"]
+    job = shop.begin("model.benchmark", {"model_id": "tiny", **size})
+    again = shop.end(job, 60)
+    assert again["cold_load_ms"] is None  # the test itself holds it
+    with pytest.raises(InvalidRequest):
+        shop.run("model.benchmark", {"model_id": "tiny", "width": 33})
