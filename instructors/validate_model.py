@@ -49,7 +49,7 @@ class Validate(Task):
 
         model_id = Usable(self._context.models).id_of(self._target.name, self._target.content)
         if model_id is None or not trial.can(self._target):
-            report.skipped("deep", "only a model in the model folder can be run by itself")
+            report.skipped("deep", "only a model or a VAE in the model folder runs by itself")
             return
         with report.check("deep") as facts:
             try:

@@ -50,6 +50,30 @@ def _paint(loaded: LoadedModel, context: Context, facts: dict[str, Any]) -> Iter
     facts.update(ran="one step", width=made.width, height=made.height, dtype=loaded.dtype)
 
 
+def _decode(vae_id: str, context: Context, facts: dict[str, Any]) -> Iterator[None]:
+    """A picture of nothing, in float32."""
+    files = vae.SHELF.find(vae_id, context.models)
+    module = loading.component("VAE", AutoencoderKL, files, torch.float32, context).module
+    latents = torch.zeros(1, module.config.latent_channels, LATENTS, LATENTS, device=context.device)
+    made = yield from _through(Stream(lambda: module.decode(latents, return_dict=False)[0]))
+    if not bool(torch.isfinite(made).all()):
+        raise ModelInvalid("It makes values that are not numbers of latents that are zero.")
+    facts.update(ran="one decode", width=made.shape[-1], height=made.shape[-2])
+
+
+def _through(stream: Stream) -> Generator[None, None, Any]:
+    """What it returns, quantum by quantum."""
+    try:
+        while not stream.done:
+            yield
+            step_units([stream])
+            if stream.error is not None:
+                raise stream.error
+        return stream.value
+    finally:
+        stream.close()
+
+
 def plan(loaded: LoadedModel, width: int, height: int, steps: int) -> Plan:
     """A picture of no interest, as this model can make it."""
     arguments = {"prompt": PROMPT, "num_inference_steps": steps, "width": width, "height": height}

@@ -318,6 +318,17 @@ def test_deep_runs_it(made: Path, model_id: str) -> None:
     assert (deep["status"], deep["ran"]) == ("passed", "one inference" if model_id == "numbers" else "one step")
 
 
+def test_deep_decodes_with_a_vae(root: Path) -> None:
+    deep = finish(root, "models/vaes/soft", deep=True).validation_details["deep"]
+    assert (deep["status"], deep["ran"], deep["width"]) == ("passed", "one decode", 16)
+    file = root / "vaes/soft/diffusion_pytorch_model.safetensors"
+    found = load_file(file)
+    found["decoder.conv_out.bias"].fill_(torch.inf)
+    save_file(found, file)
+    told = finish(root, "models/vaes/soft", deep=True, values=False)
+    assert "not numbers" in told.issues[0].message
+
+
 def test_deep_runs_a_model_made_for_inpainting(tmp_path: Path) -> None:
     tiny.build(tmp_path / "tiny", "sd_inpaint")
     assert finish(tmp_path, "tiny", deep=True).validation_details["deep"]["status"] == "passed"
