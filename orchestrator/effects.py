@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from orchestrator import replies
+from orchestrator import benchmarks, replies
 from orchestrator.core import commands as c
 from orchestrator.core import events as e
 from orchestrator.core.model import Asker, EventRecord, Fault, Job, Peer
@@ -189,6 +189,7 @@ class Effects:
     def _save_outcome(self, command: c.SaveOutcome) -> None:
         """First the result's attachments, then the rows that name them."""
         _log_failure(command.job)
+        benchmarks.keep(self._broker, command.job)
         job, outcome = command.job, command.job.outcome
         assert outcome is not None
         if not outcome.frames:
@@ -229,6 +230,7 @@ class Effects:
 
     def _audit(self, command: c.Audit) -> None:
         _log_failure(command.job)
+        benchmarks.keep(self._broker, command.job)
         self._audits.append(command.job)
 
     def _save_session(self, command: c.SaveSession) -> None:

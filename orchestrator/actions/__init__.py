@@ -6,7 +6,18 @@ A handler returns the answer's `data`, or None where the answer comes later; it 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.actions import artifact, inference, job, model, model_changes, model_register, session, system, worker
+from orchestrator.actions import (
+    artifact,
+    inference,
+    job,
+    model,
+    model_benchmarks,
+    model_changes,
+    model_register,
+    session,
+    system,
+    worker,
+)
 from orchestrator.actions.ask import Ask
 
 if TYPE_CHECKING:
@@ -23,6 +34,7 @@ HANDLERS: dict[str, Handler] = {
     **model.HANDLERS,
     **model_changes.HANDLERS,
     **model_register.HANDLERS,
+    **model_benchmarks.HANDLERS,
     **inference.HANDLERS,
 }
 

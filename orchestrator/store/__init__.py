@@ -4,6 +4,7 @@ from orchestrator.store.engine import StoreInUse, StoreTooNew
 from orchestrator.store.rows import (
     AliasRow,
     ArtifactRow,
+    BenchmarkRow,
     ChangeRow,
     Duplicate,
     EventRow,
@@ -29,6 +30,7 @@ from orchestrator.store.writer import Completion
 __all__ = [
     "AliasRow",
     "ArtifactRow",
+    "BenchmarkRow",
     "ChangeRow",
     "Completion",
     "Duplicate",

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, case, func, select, tuple_
 from orchestrator.store.rows import (
     AliasRow,
     ArtifactRow,
+    BenchmarkRow,
     ChangeRow,
     EventRow,
     JobRecord,
@@ -30,6 +31,7 @@ from orchestrator.store.schema import (
     job_events,
     jobs,
     model_aliases,
+    model_benchmarks,
     model_changes,
     model_traffic,
     model_versions,
@@ -115,6 +117,18 @@ def model_changes_of(
         query = query.where(model_changes.c.subject == subject, model_changes.c.kind.in_(("alias", "rollback")))
     query = query.order_by(model_changes.c.change_id.desc()).limit(limit)
     return lambda connection: [ChangeRow(*row) for row in connection.execute(query)]
+
+
+def benchmarks_of(
+    tenant: str, model_id: str, limit: int, before: str | None = None
+) -> Callable[[Connection], list[BenchmarkRow]]:
+    """What was measured of a model, the newest first, from below the job_id `before`."""
+    query = select(*[model_benchmarks.c[field] for field in BenchmarkRow._fields])
+    query = query.where(model_benchmarks.c.tenant == tenant, model_benchmarks.c.model_id == model_id)
+    if before is not None:
+        query = query.where(model_benchmarks.c.job_id < before)
+    query = query.order_by(model_benchmarks.c.job_id.desc()).limit(limit)
+    return lambda connection: [BenchmarkRow(*row) for row in connection.execute(query)]
 
 
 def job_stats(tenant: str, session_ids: Sequence[str]) -> Callable[[Connection], dict[str, JobStats]]:

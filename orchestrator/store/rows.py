@@ -172,6 +172,19 @@ class ChangeRow(NamedTuple):
     after: bytes
 
 
+class BenchmarkRow(NamedTuple):
+    """What a job measured of a model; `result` is msgpack."""
+
+    tenant: str
+    model_id: str
+    job_id: str
+    at_ms: int
+    worker_id: str | None
+    content_hash: str
+    device_kind: str
+    result: bytes
+
+
 class Expire(NamedTuple):
     """Delete what ended before `before_ms`: jobs, their events and artifacts, uploads, closed sessions.
 
@@ -182,7 +195,7 @@ class Expire(NamedTuple):
 
 
 RegistryRow = ModelRow | VersionRow | AliasRow | TrafficRow | ChangeRow
-Row = JobRow | JobUpdate | Outcome | EventRow | SessionRow | ArtifactRow | RegistryRow | Expire
+Row = JobRow | JobUpdate | Outcome | EventRow | SessionRow | ArtifactRow | RegistryRow | BenchmarkRow | Expire
 
 
 class Duplicate(NamedTuple):

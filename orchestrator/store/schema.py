@@ -170,6 +170,20 @@ model_traffic = Table(
     sqlite_with_rowid=False,
 )
 
+model_benchmarks = Table(
+    "model_benchmarks",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("model_id", String, primary_key=True),
+    Column("job_id", String, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("worker_id", String),
+    Column("content_hash", String, nullable=False),
+    Column("device_kind", String, nullable=False),
+    Column("result", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 model_changes = Table(  # rows are added, and never changed
     "model_changes",
     metadata,

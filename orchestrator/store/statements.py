@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from orchestrator.store.rows import (
     AliasRow,
     ArtifactRow,
+    BenchmarkRow,
     ChangeRow,
     EventRow,
     Expired,
@@ -33,6 +34,7 @@ from orchestrator.store.schema import (
     job_events,
     jobs,
     model_aliases,
+    model_benchmarks,
     model_changes,
     model_traffic,
     model_versions,
@@ -114,6 +116,7 @@ class Statements:
                 (model_versions, VersionRow),
                 (model_aliases, AliasRow),
                 (model_traffic, TrafficRow),
+                (model_benchmarks, BenchmarkRow),
             )
         }
 
