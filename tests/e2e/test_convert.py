@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -69,6 +70,16 @@ def test_the_worker_answers_others_meanwhile(house: House, worker: Worker, clien
     assert told.stdout.splitlines()[-1].startswith("new:1: 3 files, "), told.stderr
     again = client.models.convert("topics", "new")
     assert (again.model_id, again.components) == ("new:1", made["components"])
+
+
+def test_what_was_made_is_served_at_once(client: Client) -> None:
+    """The model of the test before, without a restart of the worker."""
+    eventually(lambda: "new:1" in {entry["model_id"] for entry in client.models.list().models}, 20)
+    ids = np.arange(10).reshape(2, 5)
+    made = client.predict("new", {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert made.model_version == "1"
+    assert made.outputs["logits"].shape == (2, 3)
+    assert np.isfinite(made.outputs["logits"]).all()
 
 
 def test_cancelling_ends_the_process_and_leaves_nothing(house: House, worker: Worker, client: Client) -> None:
