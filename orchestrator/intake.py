@@ -74,7 +74,7 @@ class Intake:
 
         Raises AtelierError where the request is refused, whatever the core would say.
         """
-        data, priority = self._with_defaults(tenant, request, action)
+        data, priority = self.data_for(tenant, request, action)
         model = validate(action.data, data)
         self._check_scheduler(data)
         routed = self._routed(tenant, request, action, data)
@@ -161,7 +161,7 @@ class Intake:
             )
         return there
 
-    def _with_defaults(self, tenant: str, request: Request, action: Action) -> tuple[dict[str, Any], int]:
+    def data_for(self, tenant: str, request: Request, action: Action) -> tuple[dict[str, Any], int]:
         """The request's data with the session's defaults and the default model, and its priority."""
         data, fields = request.data, action.data.__pydantic_fields__
         session = self._broker.core.session(tenant, request.session_id) if request.session_id else None
