@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.client import Client
+from orchestrator.client import Blob, Client
 from protocol.errors import ModelNotFound, NoCapableWorker, OutOfMemory, RequestConflict
 from protocol.ids import new_id
 from protocol.schemas.model import ShadowStats
@@ -280,6 +280,25 @@ def test_a_shadow_gets_the_same_request_and_is_compared(client: Client, peer: Pe
     assert all(copy["request_id"].startswith("errand.") for copy in copies)
     keys = {data["routing_key"] for data in peer.asked(PREDICT) if data["model_id"] == "m:2"}
     assert keys <= set(map(str, range(5)))
+
+
+@pytest.mark.parametrize("wait", [True, False], ids=["in memory", "durable"])
+def test_a_shadow_gets_the_attachments_too(client: Client, peer: Peer, wait: bool) -> None:
+    seen: dict[str, list[bytes]] = {}
+
+    def keeping(data: Data, frames: list[bytes]) -> Data:
+        seen[data["model_id"]] = frames
+        return answer(data, frames)
+
+    peer.answers[PREDICT] = keeping
+    client.models.set_traffic("m", {"1": 100}, shadow={"version": "2", "fraction": 1.0})
+    content = b"\0\0\x80\x3f" * 50_000
+    tensor = {"name": "x", "dtype": "float32", "shape": [50_000], "data": {"attachment": 0}}
+    data = {"model_id": "m", "inputs": [tensor]}
+    job = client.submit(PREDICT, data, wait=wait, attachments=[Blob(content)])
+    assert job.result(20).data["model_id"] == "m:1"
+    eventually(lambda: "m:2" in seen)
+    assert seen == {"m:1": [content], "m:2": [content]}
 
 
 def test_a_shadow_that_fails_harms_nobody(client: Client, peer: Peer) -> None:
