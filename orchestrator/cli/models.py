@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CHANGES = "orchestrator.cli.model_changes"
 FILES = "orchestrator.cli.model_files"
+WORK = "orchestrator.cli.model_work"
 TABLES = {"traffic", "shadow", "metadata", "metrics", "tags", "source", "totals", "per_device"}  # of `show`
 
 
@@ -39,6 +40,11 @@ TABLES = {"traffic", "shadow", "metadata", "metrics", "tags", "source", "totals"
         "metadata": (f"{CHANGES}:metadata", "Show or change what is known of a model."),
         "history": (f"{CHANGES}:history", "Show who changed what of a model, and when."),
         "delete": (f"{CHANGES}:delete", "Take a version out of the registry."),
+        "load": (f"{WORK}:load", "Load a model on workers, and keep it if asked."),
+        "unload": (f"{WORK}:unload", "Let workers let go of a model."),
+        "reload": (f"{WORK}:reload", "Let workers take up changed files."),
+        "components": (f"{WORK}:components", "Show what a model is made of."),
+        "benchmark": ("orchestrator.cli.model_benchmark:benchmark", "Measure a model, and compare with the last time."),
         "discover": (f"{FILES}:discover", "List what lies in a worker's folders of models."),
         "validate": (f"{FILES}:validate_model", "Check a model's files."),
     },

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from orchestrator.client.core import RequestOptions
 from orchestrator.client.model_sources import Source, source_of
+from orchestrator.client.model_work import AsyncModelWork, ModelWork
 from orchestrator.client.results import Blob, Result
 from protocol.schemas.model import (
     DEFAULT_ALIAS,
@@ -47,7 +48,7 @@ class Discovering(TypedDict, total=False):
     worker_id: str
 
 
-class Models:
+class Models(ModelWork):
     """`client.models`. `author`, where a call takes it, is who changes something, for the history.
 
     A model is asked for as `name`, `name:version`, `name@alias`, or as MLflow calls it (`models:/name@alias`).
@@ -174,7 +175,7 @@ class Models:
         return self._client.fetch(VersionInfo, "model.delete_version", data)
 
 
-class AsyncModels:
+class AsyncModels(AsyncModelWork):
     """`client.models`, as `Models`."""
 
     def __init__(self, client: "AsyncClient") -> None:

@@ -1,5 +1,7 @@
 """What a worker has loaded, and what it offers, while models come, change and go."""
 
+import asyncio
+import json
 import os
 import shutil
 import signal
@@ -10,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 
-from orchestrator.client import Client, Prediction
+from orchestrator.cli.group import cli
+from orchestrator.client import AsyncClient, Client, Prediction
 from protocol.errors import ModelNotFound
 from tests.e2e.house import House, Worker, eventually
 from tests.instructors import onnx_models
@@ -162,3 +166,62 @@ def test_unloading_frees_the_process(server: Client, worker: Worker) -> None:
     assert server.run("model.unload", {"model_id": "first"}).data["was_loaded"]
     eventually(lambda: len(runners(worker)) == before - 1)
     eventually(lambda: status(server, "first") == (False, False))
+
+
+def test_clients_load_take_apart_and_measure(server: Client, worker: Worker, models: Path) -> None:
+    put(models / "second", 3)
+    loaded = server.models.load("second", keep=True, worker_id="changing")
+    assert (loaded.model_id, loaded.kept, loaded.device) == ("second", True, "cpu")
+    graph = server.models.components("second").graph
+    assert graph is not None
+    assert (graph.inputs[0].name, graph.providers) == ("x", ["CPUExecutionProvider"])
+    assert server.models.reload("second").unchanged == ["second"]
+    first = server.models.benchmark("second", batch_sizes=[1, 2], runs=5)
+    second = server.models.benchmark("second", batch_sizes=[1, 2], runs=5)
+    assert [batch.runs for batch in first.batches] == [5, 5]
+    kept = server.models.benchmarks("second")
+    assert [one.batches for one in kept] == [second.batches, first.batches]  # the newest first
+    assert (kept[0].worker_id, kept[0].content_hash) == ("changing", loaded.content_hash)
+    assert [one.job_id for one in server.models.benchmarks("second", before=kept[0].job_id)] == [kept[1].job_id]
+    outcomes = server.models.everywhere("unload", "second")
+    assert {name: outcome.was_loaded for name, outcome in outcomes.items()} == {"changing": True}  # type: ignore[union-attr]
+    with pytest.raises(ModelNotFound):
+        server.models.load("nobody")
+
+
+async def _with_async_client(endpoint: str) -> None:
+    async with AsyncClient(endpoint) as client:
+        assert (await client.models.load("second")).model_id == "second"
+        assert (await client.models.components("second")).loaded
+        assert (await client.models.reload()).failed == []
+        assert (await client.models.benchmark("second", runs=2, batch_sizes=[3])).batches[0].batch_size == 3
+        assert (await client.models.benchmarks("second", limit=1))[0].batches[0].batch_size == 3
+        assert (await client.models.everywhere("load", "second", keep=True))["changing"].kept  # type: ignore[union-attr]
+        assert (await client.models.unload("second")).was_loaded
+
+
+def test_the_async_client_does_the_same(server: Client, house: House) -> None:
+    asyncio.run(_with_async_client(house.endpoint))
+
+
+def test_the_command_line_does_the_same(server: Client, house: House) -> None:
+    def atelier(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, ["models", *arguments, "--connect", house.endpoint], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "loaded in" in atelier("load", "second", "--keep", "--all")
+    assert "kept" in json.loads(atelier("load", "second", "--worker", "changing", "--json"))["changing"]
+    told = atelier("components", "second")
+    assert "x float32 [batch, width]" in told
+    assert "CPUExecutionProvider" in told
+    assert "unchanged" in atelier("reload")
+    atelier("benchmark", "second", "--runs", "3", "--axis", "width=4")
+    table = atelier("benchmark", "second", "--runs", "3", "--axis", "width=4")
+    assert "█" in table
+    assert "compared" in table
+    assert "%" in table.splitlines()[-1]
+    made = json.loads(atelier("benchmark", "second", "--history", "--json"))
+    assert [one["settings"] for one in made[:2]] == [{"axes": {"width": 4}}] * 2
+    assert "unloaded" in atelier("unload", "second")
+    assert "was not loaded" in atelier("unload", "second")
