@@ -6,7 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/operations.md",
-    "docs/guides/change.md", "docs/guides/control.md", "docs/guides/files.md", "docs/guides/loras.md", "docs/guides/predict.md",
+    "docs/guides/change.md", "docs/guides/control.md", "docs/guides/convert.md", "docs/guides/files.md",
+    "docs/guides/localisation.md", "docs/guides/loras.md", "docs/guides/predict.md",
     "docs/guides/sessions.md", "docs/guides/versions.md",
 ]  # fmt: skip
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)

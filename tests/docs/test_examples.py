@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from instructors.manifest import Manifest
+from instructors.manifest import Batching, Manifest
 from instructors.processing import chain
 from orchestrator.client import Client
 from scripts.demo_model.judge import judge
@@ -200,10 +200,14 @@ def test_predicting(studio: Studio) -> None:
     (line,) = "".join(pages.blocks(guide, "sh")).splitlines()
     assert json.loads(run(studio, line))["predictions"][0]["confidence"] == 0.95
     (studio.folder / "labels.txt").write_text("cat\ndog")
-    for toml in pages.blocks(guide, "toml"):
+    *with_steps, all_else = pages.blocks(guide, "toml")
+    for toml in with_steps:
         manifest = Manifest.model_validate(tomllib.loads(toml))
         assert chain(manifest.preprocess, studio.folder).steps
         assert chain(manifest.postprocess, studio.folder).steps
+    assert Manifest.model_validate(tomllib.loads(all_else)).batching == Batching()
+    defaults = "".join(line for line in all_else.splitlines(keepends=True) if "without it" not in line)
+    assert Manifest.model_validate(tomllib.loads(defaults)) == Manifest()
 
 
 def test_asking_before_and_looking_after(studio: Studio) -> None:
