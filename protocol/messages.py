@@ -152,8 +152,9 @@ class Capabilities(Message):
     """What a worker can run."""
 
     actions: Annotated[list[Name], FIRST_FAULT]  # that it runs
-    models: Annotated[list[Data], FIRST_FAULT] | None = None  # {model_id, family, actions, content_hash, nbytes};
-    # `nbytes`: what the weights take on the device, null: not known; null in place of the list: any model
+    models: Annotated[list[Data], FIRST_FAULT] | None = None  # {model_id, family, actions, content_hash, nbytes,
+    # kept}; `nbytes`: what the weights take on the device, null: not known; `kept`: it stays loaded; null in place of
+    # the list: any model
     schedulers: Annotated[list[Name], FIRST_FAULT] = []  # names that `scheduler` takes
 
 

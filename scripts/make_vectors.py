@@ -1,5 +1,5 @@
 """Write the golden vectors of the wire, `protocol/vectors/*.json`, from the cases in `vector_cases.py`,
-`picture_cases.py`, `predict_cases.py`, `model_file_cases.py` and `registry_cases.py`.
+`picture_cases.py`, `predict_cases.py`, `model_file_cases.py`, `registry_cases.py` and `model_worker_cases.py`.
 
     python -m scripts.make_vectors            write them
     python -m scripts.make_vectors --check    exit 1 if a file is not what this would write
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts import model_file_cases, picture_cases, predict_cases, registry_cases, vector_cases
+from scripts import model_file_cases, model_worker_cases, picture_cases, predict_cases, registry_cases, vector_cases
 
 FOLDER = Path(__file__).parent.parent / "protocol" / "vectors"
 
@@ -36,12 +36,14 @@ def files() -> dict[str, str]:
         + picture_cases.requests()
         + predict_cases.requests()
         + model_file_cases.requests()
-        + registry_cases.requests(),
+        + registry_cases.requests()
+        + model_worker_cases.requests(),
         "responses_and_events": vector_cases.responses_and_events()
         + picture_cases.answers()
         + predict_cases.answers()
         + model_file_cases.answers()
-        + registry_cases.answers(),
+        + registry_cases.answers()
+        + model_worker_cases.answers(),
         "worker_plane": vector_cases.worker_plane(),
         "encodings": vector_cases.encodings(),
         "refused_framing": vector_cases.refused_framing(),
@@ -49,7 +51,8 @@ def files() -> dict[str, str]:
         + picture_cases.refused()
         + predict_cases.refused()
         + model_file_cases.refused()
-        + registry_cases.refused(),
+        + registry_cases.refused()
+        + model_worker_cases.refused(),
         "fingerprints": vector_cases.fingerprints(),
     }
     return {f"{name}.json": json.dumps(to_json(cases), indent=1) + "\n" for name, cases in groups.items()}
