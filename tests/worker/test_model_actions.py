@@ -16,6 +16,7 @@ from tests.instructors import onnx_models, tiny
 from tests.worker.shop import Shop
 from worker.engine import engine
 
+ROOT = Path(__file__).parents[2]
 ACTION = "inference.predict"
 ONE = {"name": "x", "dtype": "float32", "shape": [1, 1], "data": b"\0\0\x80\x3f"}
 
@@ -291,6 +292,10 @@ def test_a_pipeline_is_measured_in_steps(tmp_path: Path) -> None:
     assert told["nbytes"] == shop.context.at_hand(shop.context.keys_of("tiny")[0]).nbytes
     assert min(told["cold_load_ms"], told["warm_load_ms"]) > 0
     assert "diffusers" in told["versions"]
+    demo = Shop(ROOT / "models")
+    told = demo.run("model.benchmark", {"model_id": "demo", "batch_sizes": [2], "runs": 1, "warmup": 0, "steps": 1}, 60)
+    assert told["settings"] == {"width": 64, "height": 64, "steps": 1, "dtype": "float32"}
+    assert told["batches"][0]["per_s"] > 0
     job = shop.begin("model.benchmark", {"model_id": "tiny", **size})
     again = shop.end(job, 60)
     assert again["cold_load_ms"] is None  # the test itself holds it

@@ -315,6 +315,60 @@ def test_a_part_that_was_loaded_twice_counts_twice_and_leaves_the_device() -> No
     assert residency.nbytes == 170
 
 
+def test_what_is_kept_is_not_evicted_but_may_be_told_to_go() -> None:
+    residency = Residency(100, lambda: None)
+    for name in "ab":
+        residency.load(name, 50, lambda name=name: Thing(name, 50))
+        residency.unpin(name)
+    residency.keep("a")
+    assert (residency.kept, residency.is_kept("a"), residency.is_kept("b")) == ({"a"}, True, False)
+    residency.load("c", 50, lambda: Thing("c", 50))
+    assert residency.names == ["a", "c"]  # though it was used longest ago
+    residency.keep("a", False)
+    residency.retire("a")
+    assert (residency.names, residency.kept) == (["c"], frozenset())
+
+
+def test_what_is_told_to_go_while_it_is_used_goes_then_unless_it_is_wanted_again() -> None:
+    residency = Residency(100, lambda: None)
+    for name in "ab":
+        residency.load(name, 10, lambda name=name: Thing(name, 10))
+        residency.retire(name)
+    assert residency.keys_of("a") == ["a"]
+    residency.keep("b")
+    for name in "ab":
+        residency.unpin(name)
+    assert residency.names == ["b"]
+
+
+def test_room_is_held_for_what_is_loaded_elsewhere() -> None:
+    residency = Residency(100, lambda: None)
+    residency.reserve("a", 70)
+    with pytest.raises(NoRoomNow):
+        residency.load("b", 40, lambda: Thing("b", 40))
+    with pytest.raises(NoRoomNow):
+        residency.reserve("c", 40)
+    residency.load("b", 30, lambda: Thing("b", 30))
+    residency.load("a", 70, lambda: Thing("a", 70))  # it has come
+    assert residency.names == ["b", "a"]
+    residency.unpin("a")
+    residency.reserve("c", 70)
+    residency.release("c")  # and this never will
+    residency.load("d", 70, lambda: Thing("d", 70))
+    assert residency.names == ["b", "d"]
+
+
+def test_who_has_a_part_is_told() -> None:
+    residency = Residency(100, lambda: None, device="gpu", aside_bytes=1000)
+    encoder = Module(10)
+    residency.load("a", 60, lambda: Made("a", {"encoder": encoder, "unet a": Module(50)}))
+    residency.unpin("a")
+    residency.load("b", 90, lambda: Made("b", {"encoder": encoder, "unet b": Module(80)}))
+    assert residency.holders("encoder") == {"a": False, "b": True}
+    assert residency.holders("unet a") == {"a": False}
+    assert residency.holders("unet c") == {}
+
+
 def test_too_large_alone_and_failing_loads() -> None:
     residency = Residency(100, lambda: None)
     with pytest.raises(OutOfMemory):
