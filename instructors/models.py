@@ -135,7 +135,9 @@ class ModelFolder:
     """`root` None: there are no models. Hashes are kept in memory while a file's size and time stay the same."""
 
     root: Path | None
-    _digests: dict[Path, tuple[tuple[int, int], bytes, int]] = field(default_factory=dict)
+    digests: dict[Path, tuple[tuple[int, ...], bytes, int]] = field(
+        default_factory=dict
+    )  # (what it was, hash, numbers)
 
     def names(self) -> list[str]:
         """Every name in the folder that looks like a model: a folder with an index or an ONNX file, `name:version` for
@@ -330,14 +332,14 @@ class ModelFolder:
 
     def _digest(self, file: Path) -> tuple[bytes, int]:
         status = file.stat()
-        version = (status.st_size, status.st_mtime_ns)
-        known = self._digests.get(file)
+        version = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        known = self.digests.get(file)
         if known is not None and known[0] == version:
             return known[1], known[2]
         elements = check_weights(file)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").digest()
-        self._digests[file] = (version, digest, elements)
+        self.digests[file] = (version, digest, elements)
         return digest, elements
 
 

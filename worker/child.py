@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from instructors import inference, model, registry
+from instructors.digests import Digests
 from instructors.keeping import Keeping
 from instructors.models import ONNX, ModelFolder
 from instructors.redis_cache import RedisUnusable
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     outbox = Outbox()
     staging.clean(options.models)
     place = _workplace(options, device, Delivery(outbox))
-    offer, keeping = Offer(place.models, device.device_id, place.residency), Keeping()
+    digests, keeping = Digests(place.models, options.cache_dir), Keeping()
+    offer = Offer(place.models, device.device_id, place.residency, digests)
     makes_pictures = any(entry["family"] != ONNX for entry in offer.entries)
 
     def warm_up(first: Place) -> None:

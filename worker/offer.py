@@ -5,6 +5,7 @@ Looking costs a `stat` of each file; only what has changed is read.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
@@ -13,11 +14,13 @@ from typing import Any
 
 import structlog
 
+from instructors.digests import Digests
 from instructors.models import SHELVES, ModelFolder
 from protocol.errors import AtelierError
 from worker.residency import Residency
 
 LOOK_S = 1.0  # between two looks at the folder
+PAUSE = 25  # times as long as a look takes: of ten thousand files, a tenth of a second
 FILES_MAX = 100_000  # of a folder that are looked at
 
 Entries = list[dict[str, Any]]
@@ -28,10 +31,11 @@ log = structlog.get_logger("worker.offer")
 class Offer(threading.Thread):
     """`entries`: for the capabilities. The thread ends with the process."""
 
-    def __init__(self, models: ModelFolder, device: str, residency: Residency) -> None:
+    def __init__(self, models: ModelFolder, device: str, residency: Residency, digests: Digests) -> None:
         """Raises ModelInvalid where `models.toml` is wrong."""
         super().__init__(name="model folder", daemon=True)
-        self._models, self._device, self._residency = models, device, residency
+        self._models, self._device, self._residency, self._digests = models, device, residency, digests
+        digests.restore()
         self._seen = b""
         with suppress(OSError):  # it changes at this moment, and will be looked at again
             self._seen = fingerprint(models.root)
@@ -43,14 +47,17 @@ class Offer(threading.Thread):
         self.start()
 
     def _look(self) -> Entries:
-        kept = self._residency.kept
-        return [{**entry, "kept": entry["model_id"] in kept} for entry in self._models.entries(self._device)]
+        found, kept = self._models.entries(self._device), self._residency.kept
+        self._digests.save()
+        return [{**entry, "kept": entry["model_id"] in kept} for entry in found]
 
     def run(self) -> None:
-        pause, settled = threading.Event(), True
-        while not pause.wait(LOOK_S):
+        pause, settled, took_s = threading.Event(), True, 0.0
+        while not pause.wait(max(LOOK_S, PAUSE * took_s)):
             try:
+                begun = time.monotonic()
                 seen = fingerprint(self._models.root)
+                took_s = time.monotonic() - begun
                 if seen != self._seen:
                     self._seen, settled = seen, False  # perhaps it is still being copied
                 elif not settled or self._kept_changed():

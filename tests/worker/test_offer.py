@@ -1,10 +1,16 @@
 """What a worker offers, as its model folder changes."""
 
+import hashlib
 import os
 import signal
 import time
 from pathlib import Path
 
+import msgpack
+
+from instructors.digests import Digests
+from instructors.models import ModelFolder
+from protocol.limits import MIB
 from tests.instructors import onnx_models
 from tests.worker.conftest import Start
 from tests.worker.scripted import ScriptedOrchestrator
@@ -73,3 +79,38 @@ def test_a_signal_to_reload_harms_no_worker_that_has_just_begun(
     orchestrator.assign("j", "system.noop", {"echo": 1})
     assert orchestrator.expect("result")["data"] == {"echo": 1}
     assert worker.child.pid == child.pid
+
+
+def test_hashes_of_large_files_outlive_the_worker(tmp_path: Path) -> None:
+    """A second start takes the hash that is known, until the file is another."""
+    root, cache = tmp_path / "models", tmp_path / "cache"
+    onnx_models.affine(root / "large/model.onnx", 1, 0)
+    weights = root / "large/weights.data"
+    weights.write_bytes(b"a" * 2 * MIB)
+
+    def started() -> tuple[ModelFolder, str]:
+        models = ModelFolder(root)
+        digests = Digests(models, cache)
+        digests.restore()
+        known = set(models.digests)
+        content_hash = models.find("large").content_hash
+        digests.save()
+        assert known <= {weights}
+        return models, content_hash
+
+    models, first = started()
+    [file] = (cache / "digests").iterdir()
+    told = msgpack.unpackb(file.read_bytes())
+    told[0][2] = b"x" * 32  # what is kept is what is taken
+    file.write_bytes(msgpack.packb(told))
+    models, other = started()
+    assert models.digests[weights][1] == b"x" * 32
+    assert other != first
+    times = weights.stat()
+    weights.write_bytes(b"b" * 2 * MIB)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and time, and not the same file
+    models, changed = started()
+    assert models.digests[weights][1] == hashlib.sha256(b"b" * 2 * MIB).digest()
+    assert changed not in (first, other)
+    file.write_bytes(b"rubbish")
+    assert started()[1] == changed
