@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -27,7 +28,8 @@ from tests.docs.pages import ROOT
 
 PYTHON = pages.blocks(pages.text("README.md"), "python")
 SHELL = [line for block in pages.blocks(pages.text("README.md"), "sh") for line in block.splitlines()]
-RUN = ("atelier generate", "atelier jobs", "atelier workers")  # against the server; the others start one or install
+# Against the server; the others start one or install.
+RUN = ("atelier generate", "atelier predict", "atelier models", "atelier jobs", "atelier workers")
 GUIDE_SHOWS = {
     "square.png": ("square", "blue", "yellow"),
     "circle.png": ("circle", "red", "yellow"),
@@ -113,6 +115,8 @@ def test_python(studio: Studio, code: str) -> None:
         assert [line for line in told.splitlines() if line.startswith("step ")] == [
             f"step {step} of 30" for step in range(1, 31)
         ]
+    if "predict" in code:
+        assert re.search(r"'lat': 52\.\d+, 'lon': 13\.\d+", told)
     if "except" in code:
         assert "invalid_request" in told
         assert "steps" in told
@@ -126,6 +130,9 @@ def test_shell(studio: Studio) -> None:
     assert (studio.folder / "again.png").read_bytes() == (studio.folder / "circle.png").read_bytes()
     assert next(told[line] for line in lines if line.endswith("circle.png")) == "circle.png\n"
     assert "completed" in told["atelier jobs list"]
+    assert np.load(studio.folder / "answer" / "position_m.npy").shape == (1, 2)
+    assert "localisation:1" in told["atelier models list"]
+    assert "passed" in told["atelier models validate localisation --deep"]
 
 
 def test_shell_without_a_server(studio: Studio) -> None:
@@ -270,6 +277,12 @@ def test_javascript(studio: Studio) -> None:
     told = run(studio, [*command, studio.endpoint])
     assert told.splitlines()[-1] == "step 20 of 20"
     assert_picture(picture)
+    samples = studio.folder / "samples.bin"
+    np.random.default_rng(1).normal(size=(1, 4, 256, 2)).astype(np.float32).tofile(samples)
+    (line,) = [line for line in SHELL if line.startswith("node predict.mjs ")]
+    program, *arguments = line.removeprefix("node ").replace("samples.bin", str(samples)).split()
+    told = run(studio, ["node", str(JAVASCRIPT / program), *arguments, studio.endpoint])
+    assert json.loads(told.splitlines()[-1])[0]["confidence"] == 0.68
 
 
 def test_an_action_is_added_as_told(tmp_path: Path) -> None:
