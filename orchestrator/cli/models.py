@@ -42,7 +42,7 @@ TABLES = {"traffic", "shadow", "metadata", "metrics", "tags", "source", "totals"
         "delete": (f"{CHANGES}:delete", "Take a version out of the registry."),
         "load": (f"{WORK}:load", "Load a model on workers, and keep it if asked."),
         "unload": (f"{WORK}:unload", "Let workers let go of a model."),
-        "reload": (f"{WORK}:reload", "Let workers take up changed files."),
+        "reload": (f"{WORK}:reload", "Take up changed files on workers."),
         "components": (f"{WORK}:components", "Show what a model is made of."),
         "benchmark": ("orchestrator.cli.model_benchmark:benchmark", "Measure a model, and compare with the last time."),
         "discover": (f"{FILES}:discover", "List what lies in a worker's folders of models."),
