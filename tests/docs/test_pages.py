@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+from instructors import manifest
 from orchestrator.cli import cli, group
 from orchestrator.cli.group import LazyGroup
 from orchestrator.settings import Settings, load_settings
@@ -86,6 +87,7 @@ def test_options_that_are_named_exist(page: str) -> None:
 def test_settings_and_codes_that_are_named_exist() -> None:
     known = {*Settings.model_fields, *Request.model_fields, *Response.model_fields, *(code.value for code in ErrorCode)}
     known |= {"retry_after_ms"}  # of an error
+    known |= {*manifest.Onnx.model_fields, *manifest.Batching.model_fields}
     named = {word for word in pages.WORD.findall(pages.prose("docs/operations.md")) if re.fullmatch(r"[a-z_]+", word)}
     assert {word for word in named if "_" in word} - known == set()
 
