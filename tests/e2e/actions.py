@@ -20,7 +20,8 @@ from protocol.schemas.system import NoopData
 class Scripted(Noop):
     """`append`: a file that gets a line at the start of each execution. `hang_s`: one step that long. `steps`: so many
     steps of 10 ms, each told as progress. `reply_bytes`: answer with an attachment of this size. `fail_times`: fail
-    in a retryable way as long as the `append` file has no more lines than this."""
+    in a retryable way as long as the `append` file has no more lines than this. `until`: work until this file is
+    there."""
 
     def __init__(self, data: NoopData, context: Context) -> None:
         super().__init__(data, context)
@@ -29,6 +30,7 @@ class Scripted(Noop):
         self._hang_s = told.get("hang_s", 0.0)
         self._steps = told.get("steps", 0)
         self._step = 0
+        self._awaited = Path(told["until"]) if "until" in told else None
         self._reply_bytes = told.get("reply_bytes", 0)
         if "append" in told:
             append(Path(told["append"]))
@@ -38,6 +40,9 @@ class Scripted(Noop):
     def step(self) -> Result | None:
         if self._hang_s:
             time.sleep(self._hang_s)
+        if self._awaited is not None and not self._awaited.exists():
+            time.sleep(0.01)
+            return None
         if self._step < self._steps:
             self._step += 1
             self._context.emit(EventName.PROGRESS, {"step": self._step, "steps": self._steps})

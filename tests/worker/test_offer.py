@@ -52,7 +52,7 @@ def test_it_says_hello_again_with_what_it_holds(
     start("--models", str(tmp_path))
     first = orchestrator.welcome()
     assert [model["model_id"] for model in first["capabilities"]["models"]] == ["first"]
-    orchestrator.assign("j", "system.noop", {"sleep_ms": 6000, "echo": 1})
+    orchestrator.assign("j", "system.noop", {"sleep_ms": 8000, "echo": 1})
     orchestrator.wait_for(lambda: orchestrator.held().get("j") == "running")
     onnx_models.affine(tmp_path / "second/model.onnx", 2, 0)
     again = orchestrator.expect("hello", 8)
@@ -63,7 +63,7 @@ def test_it_says_hello_again_with_what_it_holds(
         first["instance_id"],
         first["capabilities"]["actions"],
     )
-    assert orchestrator.expect("result", 10)["data"] == {"echo": 1}
+    assert orchestrator.expect("result", 12)["data"] == {"echo": 1}
 
 
 def test_a_signal_to_reload_harms_no_worker_that_has_just_begun(
