@@ -81,4 +81,4 @@ def test_model_controlnet_and_lora_together_are_small() -> None:
 
 
 def test_neither_controlnet_nor_lora_is_offered_as_a_model() -> None:
-    assert ModelFolder(MODEL.parent).names() == ["demo"]
+    assert ModelFolder(MODEL.parent).names() == ["demo", "localisation:1"]

@@ -33,7 +33,7 @@ def add(models: Path, name: str, manifest: str = "") -> Path:
 @pytest.fixture(scope="module")
 def models(house: House) -> Path:
     models = house.folder / "models"
-    onnx_models.mlp(add(models, "mlp/1", "[cache]\nenabled = false"))
+    onnx_models.mlp(add(models, "mlp/1", "[batching]\nmax_queue_delay_us = 20_000\n[cache]\nenabled = false"))
     onnx_models.affine(add(models, "double"), 2, 0)
     onnx_models.affine(add(models, "double_then_add_one", CHAIN.format("plus_one")), 2, 0)
     onnx_models.affine(add(models, "plus_one"), 1, 1)

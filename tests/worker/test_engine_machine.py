@@ -149,6 +149,7 @@ class WorkerMachine(RuleBasedStateMachine):
         assert (held._results, held._result_bytes) == (0, 0)
 
 
+@pytest.mark.timeout(240)  # 15 s on a quiet machine
 def test_no_job_is_lost_doubled_or_left_unanswered(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     WorkerMachine.clock = clock
     monkeypatch.setattr(jobs, "RESULTS_MAX", 5)  # so that room runs out
