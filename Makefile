@@ -30,7 +30,7 @@ demo: $(READY)  ## set everything up and generate a picture with the shipped mod
 	@$(BIN)/atelier generate "a red circle on a white background" --local --guidance 4 --seed 7 -o demo.png
 
 test: $(READY) $(SERVERS)/.ready  ## set everything up and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)  ## the checks that take minutes: a hundred pictures each
 	$(BIN)/python -m pytest -m slow
