@@ -89,11 +89,11 @@ def studio() -> Iterator[Studio]:
             server.wait(30)
 
 
-def run(studio: Studio, command: list[str] | str) -> str:
+def run(studio: Studio, command: list[str] | str, *, limit_s: float = 50) -> str:
     """Its standard output."""
     done = subprocess.run(
         command, shell=isinstance(command, str), cwd=studio.folder, env=studio.environment,
-        capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=limit_s, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
