@@ -123,6 +123,11 @@ def test_outputs_become_files_within_the_folder(desk: Desk) -> None:
         (["--input", "x:uint8=[256]"], "not all uint8"),
         (["--input", "x=pickle.npy"], "pickle"),
         (["--input", "x=text.npy"], "x:"),
+        (["--input", "x=cut.npy"], "could only read"),
+        (["--input", "x=lying.npy"], "x:"),
+        (["--input", "x=nonsense.npy"], "x:"),
+        (["--input", "x=large.npy"], "no plain file of at most 256 MiB"),
+        (["--input", "x=zip.npy"], "x:"),
         (["--image", "none.png"], "does not exist"),
         (["--input", "x=[1]", "--parameter", "k"], "is not NAME=VALUE"),
         (["--input", "x=[1]", "--output-dir", "rows.npy"], "is a file"),
@@ -132,6 +137,14 @@ def test_outputs_become_files_within_the_folder(desk: Desk) -> None:
 def test_wrong_usage_is_told_before_anything_is_sent(desk: Desk, arguments: list[str], problem: str) -> None:
     np.save("pickle.npy", np.array([{"a": 1}], object), allow_pickle=True)
     Path("text.npy").write_text("no array")
+    whole = Path("rows.npy").read_bytes()
+    Path("cut.npy").write_bytes(whole[:-1])
+    Path("lying.npy").write_bytes(whole.replace(b"(2, 2)", b"(9" + b"0" * 18 + b",)"))
+    Path("nonsense.npy").write_bytes(whole.replace(b"{'descr", b"{({[('d"))
+    with Path("large.npy").open("wb") as stream:
+        stream.truncate(2**28 + 1)
+    with Path("zip.npy").open("wb") as stream:
+        np.savez(stream, ROWS)
     done = CliRunner().invoke(cli, ["predict", "mlp", *arguments, "--connect", desk.server.endpoint])
     assert done.exit_code == 2, done.output
     assert problem in " ".join(done.output.split())
