@@ -24,7 +24,7 @@ from instructors.task import Padding, Place
 from protocol.errors import ModelInvalid
 from protocol.frames import keep_memory
 from protocol.limits import MIB
-from protocol.messages import Capabilities, Hello
+from protocol.messages import Capabilities, DeviceFacts, Hello
 from worker import hardware, logs
 from worker.delivery import Delivery, Outbox
 from worker.engine.engine import CRASHED, Engine
@@ -65,18 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         keeping.apply(first)
 
     engine = Engine(place, warm_up)
-    hello = Hello(
-        worker_id=worker_id,
-        instance_id=options.instance,
-        device=device.facts(engine.memory_free),
-        capabilities=Capabilities(
-            actions=place.registry.names,
-            models=offer.entries,
-            schedulers=inference.scheduler_names(),
-        ),
-        slots=options.slots,
-        light_slots=options.light_slots,
-    )
+    hello = _hello(options, worker_id, device.facts(engine.memory_free), place.registry.names, offer.entries)
 
     def facts() -> dict[str, Any]:
         return {
@@ -103,6 +92,17 @@ def main(argv: list[str] | None = None) -> int:
         log.error("refused for good", reason=str(error))
         return REFUSED
     return 0
+
+
+def _hello(options: Options, worker_id: str, device: DeviceFacts, actions: list[str], models: Entries) -> Hello:
+    return Hello(
+        worker_id=worker_id,
+        instance_id=options.instance,
+        device=device,
+        capabilities=Capabilities(actions=actions, models=models, schedulers=inference.scheduler_names()),
+        slots=options.slots,
+        light_slots=options.light_slots,
+    )
 
 
 def _workplace(options: Options, device: hardware.Device, delivery: Delivery) -> Workplace:
