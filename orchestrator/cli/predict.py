@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from protocol.tensors import Tensor
 
 SHOWN_MAX = 200  # characters of one output
+POINTS_MAX = 8  # of a polygon
 NPY_BYTES_MAX = 4 * DEFAULT_LIMITS.frame_bytes_max  # of a file: its numbers may be sent as narrower ones
 
 
@@ -184,9 +185,20 @@ def _print(made: "Prediction", paths: dict[str, Path]) -> None:
     found = f"{made.inference_time_ms:.3g} ms in the model" + (", found in the cache" if made.cached else "")
     facts: dict[str, object] = {"model": made.model_id, "device": made.device, "time": found}
     for index, fields in enumerate(made.predictions):
-        facts[f"prediction {index}"] = json.dumps(fields, ensure_ascii=False)
+        facts[f"prediction {index}"] = json.dumps(_short(fields), ensure_ascii=False)
     for name, tensor in made.tensors.items():
         shown = str(paths[name]) if name in paths else json.dumps(_finite(tensor.tolist()), ensure_ascii=False)
         shown = shown if name in paths or len(shown) <= SHOWN_MAX else f"{shown[:SHOWN_MAX]}…"
         facts[f"output {name}"] = f"{tensor.dtype} {list(tensor.shape)}  {shown}"
     print_facts(facts)
+
+
+def _short(value: Any) -> Any:
+    """Without most of a polygon's corners, or of what else is a long list of lists; `--json` tells all."""
+    if isinstance(value, dict):
+        return {name: _short(inner) for name, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    if len(value) > POINTS_MAX and all(isinstance(inner, list) for inner in value):
+        return [value[0], f"… {len(value) - 1} more"]
+    return [_short(inner) for inner in value]

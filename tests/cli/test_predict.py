@@ -87,6 +87,21 @@ def test_what_people_see(desk: Desk) -> None:
     assert lines["output .._y"].endswith("…")
 
 
+@pytest.mark.parametrize(("corners", "shown"), [(8, [[0, 0]] * 8), (65, [[0, 0], "… 64 more"])])
+def test_a_polygon_does_not_hide_the_rest(desk: Desk, corners: int, shown: list[Any]) -> None:
+    area = {"type": "Polygon", "coordinates": [[[0, 0]] * corners]}
+    boxes = [{"box": [0, 0, 1, 1]}] * 20
+
+    def script(received: Received) -> None:
+        told = {**TOLD, "outputs": [], "predictions": [{"polygon": area, "detections": boxes}]}
+        received.respond(told, job_id="j", status="completed", worker_id="w")
+
+    _, done = desk.call("predict", "mlp", "--input", "x=[1]", script=script)
+    (line,) = [line for line in done.output.splitlines() if line.startswith("prediction 0")]
+    told = json.loads(line.removeprefix("prediction 0"))
+    assert told == {"polygon": {"type": "Polygon", "coordinates": [shown]}, "detections": boxes}
+
+
 def test_what_scripts_see(desk: Desk) -> None:
     _, done = predict(desk, "mlp", "--input", "x=[1]", "--json")
     told = json.loads(done.output)
