@@ -184,7 +184,7 @@ class Broker:
             self.feed(e.Tick())
         if now_ms >= self._next_alive_ms:
             self._next_alive_ms = now_ms + self.settings.alive_ms
-            for connection in list(self.core.askers.waiting()):
+            for connection in {*self.core.askers.waiting(), *self.changes.waiting()}:
                 self.send_client(connection, replies.alive())
             self.errands.give_up_lost()
             self.shadows.give_way()

@@ -1,13 +1,14 @@
 """Changes of the registry: one at a time for each model, each once however often it is asked for."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from orchestrator.errands import Ended
 from orchestrator.payload import Payload
+from orchestrator.ports import Connection
 from orchestrator.store import ChangeRow, RegistryRow
 from orchestrator.store.writer import Completion
 from orchestrator.stored import disk_error
@@ -51,13 +52,18 @@ class Changes:
         if before is not None and before != (ask.request.action, ask.data):
             raise RequestConflict
         if known is not None:
-            known.asks.append(ask)
+            known.asks[ask.connection] = ask._replace(frames=[])  # the change has them
             return None
         if done is not None:
             self._broker.answer(ask, done[1])
             return None
         change = self._open[key] = Change(self._broker, self, ask)
         return change
+
+    def waiting(self) -> Iterator[Connection]:
+        """Connections that wait for the end of a change and can be told that the server is alive."""
+        for change in self._open.values():
+            yield from (connection for connection in change.asks if not connection.is_req)
 
     def reserve(self, tenant: str, name: str, version: str) -> bool:
         """Keep others from registering this version meanwhile; False where another does."""
@@ -115,7 +121,7 @@ class Change:
         self._broker = broker
         self._changes = changes
         self.ask = ask
-        self.asks = [ask]  # all who want the answer
+        self.asks = {ask.connection: ask}  # all who want the answer
         self.turn: tuple[str, str] | None = None  # the model that no other may change meanwhile
         self.over = False
         self._last: list[Callable[[], None]] = []
@@ -180,12 +186,12 @@ class Change:
         self._broker.store.write(rows, self._broker.expect(lambda completion: self._completed(completion, written)))
 
     def answer(self, data: dict[str, Any]) -> None:
-        for ask in self.asks:
+        for ask in self.asks.values():
             self._broker.answer(ask, data)
         self._end(data)
 
     def refuse(self, error: AtelierError) -> None:
-        for ask in self.asks:
+        for ask in self.asks.values():
             self._broker.reject(ask.connection, ask.request_id, error)
         self._end(None)
 
