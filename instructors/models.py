@@ -21,12 +21,14 @@ import structlog
 from instructors import manifest, single_files
 from instructors.catalogue import header
 from instructors.catalogue.header import Damaged
+from instructors.catalogue.sniff import read_json
 from instructors.manifest import Manifest
 from instructors.model_settings import ModelSettings, read_settings, settings_of
 from instructors.onnx_layout import COMPONENT_CLASS, GRAPH_FILE, GRAPH_SUFFIXES, PREFIX
 from instructors.single_files import SingleFile
 from protocol.errors import AtelierError, Forbidden, InvalidRequest, ModelInvalid, ModelNotFound
-from protocol.limits import KIB
+from protocol.limits import KIB, MIB
+from protocol.model_ids import by_age
 from protocol.schemas.base import nearest
 
 INDEX = "model_index.json"
@@ -37,6 +39,9 @@ VERSIONS_MAX = 1000  # of one model
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SINGLE = ".safetensors"  # the suffix of a checkpoint in one file
+SHARDS = re.compile(r"\.index(\.[^.]+)?\.json$", re.IGNORECASE)  # how a list of the files that hold weights is called
+SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
+SHARDS_BYTES_MAX = 16 * MIB
 SHELVES = frozenset(
     {"controlnets", "loras", "vaes", "preprocessors", single_files.FOLDER}
 )  # folders beside the models that hold none
@@ -345,7 +350,9 @@ class ModelFolder:
 
 def check_weights(file: Path) -> int:
     """How many numbers a file of weights holds, 0 for another kind of file. Raises ModelInvalid for a pickle under
-    any name, and for safetensors whose header does not describe the file."""
+    any name, for safetensors whose header does not describe the file, and for a list of files that lie elsewhere."""
+    if SHARDS.search(file.name):
+        _check_shards(file)
     with file.open("rb") as stream:
         start = stream.read(8)
         if file.suffix.lower() not in WEIGHTS_SUFFIXES and not _is_pickle(start):
@@ -357,6 +364,16 @@ def check_weights(file: Path) -> int:
             return header.read_from(stream).elements
         except Damaged as damaged:
             raise ModelInvalid(f"{_label(file)} is not a whole safetensors file: {damaged}") from None
+
+
+def _check_shards(file: Path) -> None:
+    """The libraries open what such a list names, wherever that is."""
+    told = (read_json(file, SHARDS_BYTES_MAX) or {}).get("weight_map")
+    if type(told) is not dict:
+        raise ModelInvalid(f"{_label(file)} is no list of weights that can be read.")
+    for name in told.values():
+        if type(name) is not str or not SHARD.fullmatch(name):
+            raise ModelInvalid(f"{_label(file)} names weights elsewhere than beside it, or that are no safetensors.")
 
 
 def _is_pickle(start: bytes) -> bool:
@@ -374,11 +391,6 @@ def _is_model_folder(path: Path) -> bool:
 
 def _is_onnx(path: Path) -> bool:
     return not (path / INDEX).exists() and (path / manifest.onnx_file(path)).exists()
-
-
-def by_age(version: str) -> list[tuple[bool, int, str]]:
-    """The key that sorts versions, the oldest first: numbers within them count as numbers."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"\d+|\D+", version)]
 
 
 def inside(path: Path, root: Path) -> bool:
