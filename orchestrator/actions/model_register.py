@@ -135,7 +135,7 @@ class Registration:
         rows: list[RegistryRow] = [version_row(change.tenant, data.name, version), line]
         if self._broker.registry.get(change.tenant, data.name) is None:
             rows.insert(0, model_row(change.tenant, model))
-        change.commit(rows, lambda: self._point(told))
+        change.commit(rows, lambda: self._point({**told, "warnings": result.warnings}))
 
     def _point(self, told: dict[str, Any]) -> None:
         """It is registered; the alias, where one is asked for, comes last."""

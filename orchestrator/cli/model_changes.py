@@ -247,10 +247,12 @@ def delete(name: str, version: str, author: str | None, as_json: bool, connect: 
 
 
 def _print_version(version: "VersionInfo", as_json: bool) -> None:
+    for warning in version.warnings:
+        click.echo(warning, err=True)
     if as_json:
         print_json(version)
         return
-    shown = version.model_dump(mode="json", exclude={"source", "metrics", "tags", "name", "version"})
+    shown = version.model_dump(mode="json", exclude={"source", "metrics", "tags", "name", "version", "warnings"})
     print_facts({**shown, "aliases": ", ".join(version.aliases)})
 
 

@@ -35,7 +35,7 @@ class Changes:
     def __init__(self, broker: "Broker") -> None:
         self._broker = broker
         self._open: dict[tuple[str, str], Change] = {}  # by tenant and request_id
-        self._done: dict[tuple[str, str], tuple[Asked, dict[str, Any]]] = {}
+        self._done: dict[tuple[str, str], tuple[Asked, dict[str, Any] | AtelierError]] = {}
         self.loading: set[tuple[str, str]] = set()  # (worker_id, model_id) that a change waits for
         self._reserved: set[tuple[str, str, str]] = set()
         self._turns: dict[tuple[str, str], deque[tuple[Change, Callable[[], None]]]] = {}  # by tenant and model
@@ -44,7 +44,7 @@ class Changes:
         """A new change; None where the same request is under way or done, and so has or gets its answer.
 
         A client whose connection was lost asks again under the same request_id. Raises RequestConflict for another
-        request under it.
+        request under it, and the error of one that was done in part.
         """
         key = ask.tenant, ask.request_id
         known, done = self._open.get(key), self._done.get(key)
@@ -55,6 +55,8 @@ class Changes:
             known.asks[ask.connection] = ask._replace(frames=[])  # the change has them
             return None
         if done is not None:
+            if isinstance(done[1], AtelierError):
+                raise done[1]
             self._broker.answer(ask, done[1])
             return None
         change = self._open[key] = Change(self._broker, self, ask)
@@ -93,12 +95,12 @@ class Changes:
         else:
             waiting.append((change, start))
 
-    def ended(self, change: "Change", data: dict[str, Any] | None) -> None:
-        """`data`: the answer; None: it was refused, and may be asked for again."""
+    def ended(self, change: "Change", answer: dict[str, Any] | AtelierError | None) -> None:
+        """`answer` None: it was refused with nothing done, and may be asked for again."""
         key = change.tenant, change.ask.request_id
         del self._open[key]
-        if data is not None:
-            self._done[key] = change.asked, data
+        if answer is not None:
+            self._done[key] = change.asked, answer
             if len(self._done) > DONE_MAX:
                 del self._done[next(iter(self._done))]
         if change.turn is not None:
@@ -124,6 +126,7 @@ class Change:
         self.asks = {ask.connection: ask}  # all who want the answer
         self.turn: tuple[str, str] | None = None  # the model that no other may change meanwhile
         self.over = False
+        self._written = False  # something of it is on disk
         self._last: list[Callable[[], None]] = []
 
     @property
@@ -181,6 +184,7 @@ class Change:
 
         def written(_: Any) -> None:
             self._broker.registry.apply(rows)
+            self._written = True
             then()
 
         self._broker.store.write(rows, self._broker.expect(lambda completion: self._completed(completion, written)))
@@ -193,13 +197,13 @@ class Change:
     def refuse(self, error: AtelierError) -> None:
         for ask in self.asks.values():
             self._broker.reject(ask.connection, ask.request_id, error)
-        self._end(None)
+        self._end(error if self._written else None)
 
-    def _end(self, data: dict[str, Any] | None) -> None:
+    def _end(self, answer: dict[str, Any] | AtelierError | None) -> None:
         self.over = True
         for last in self._last:
             last()
-        self._changes.ended(self, data)
+        self._changes.ended(self, answer)
 
     def _completed(self, completion: Completion, then: Callable[[Any], None]) -> None:
         if completion.error is not None:

@@ -168,6 +168,7 @@ class VersionInfo(ResultData):
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
     aliases: list[str] = []  # that point to it
+    warnings: list[str] = []  # of a registration: what was taken, and should be said otherwise
 
 
 class SetAlias(ActionData):
