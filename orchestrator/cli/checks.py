@@ -24,6 +24,7 @@ from protocol.sockets import make_socket
 PYTHONS = ((3, 11), (3, 13))
 DISK_BYTES_MIN = 1024**3
 ANSWER_S = 1.0
+ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # the same module; only one may be installed
 
 
 def installed() -> Iterator[Finding]:
@@ -54,7 +55,7 @@ def torchvision() -> Iterator[Finding]:
 
 def onnxruntimes() -> Iterator[Finding]:
     """Two packages that are one module: whichever was installed last has overwritten files of the other."""
-    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name) is not None]
+    found = [name for name in ONNXRUNTIMES if _version(name) is not None]
     if len(found) > 1:
         fix = f"pip uninstall {' '.join(found)}, and then: {WORKER_EXTRA}"
         yield Finding("problem", "onnxruntime", f"{' and '.join(found)} are both installed", fix)
@@ -139,7 +140,8 @@ def _requirements() -> tuple[list[str], list[str]]:
             base.append(name)
         elif re.search(r"extra == ['\"]worker['\"]", line):
             extra.append(name)
-    return base, extra
+    others = ONNXRUNTIMES[1:] if _version(ONNXRUNTIMES[0]) else ONNXRUNTIMES[:1]
+    return base, [name for name in extra if name not in others]
 
 
 def _packages(subject: str, names: list[str], level: Level, fix: str) -> Iterator[Finding]:

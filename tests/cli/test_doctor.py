@@ -40,6 +40,7 @@ def test_all_is_well_here(studio: Studio) -> None:
     fine = texts(found, "ok")
     for subject in ("python: 3.", "torch ", "cpu: ", "free", "model: demo: stable_diffusion", "data_dir: "):
         assert subject in fine
+    assert "not installed" not in texts(found, "note")  # of the two packages of onnxruntime, one is enough
     assert "No problems." in studio.run("doctor").stdout
 
 
