@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper
 
@@ -151,6 +153,23 @@ def test_a_field_of_another_kind_hides_nothing(tmp_path: Path) -> None:
     assert onnx.ModelProto.FromString(raw).graph.node[0].domain == "org.example"
     (tmp_path / "model.onnx").write_bytes(raw)
     assert "'Frobnicate' of 'org.example'" in refusal(tmp_path / "model.onnx")
+
+
+def test_a_field_whose_number_is_too_long_hides_nothing(tmp_path: Path) -> None:
+    """onnxruntime's parser drops what is beyond 32 bits: to it this is the field for weights in another file."""
+    hidden = onnx.TensorProto(name="w", dims=[2], data_type=1, data_location=1).SerializeToString()
+    for key, text in (("location", "weights"), ("offset", "0"), ("length", "8")):
+        pair = _field(1, key.encode()) + _field(2, text.encode())
+        hidden += _varint((13 << 3 | 2) + 2**32) + _varint(len(pair)) + pair
+    sides = [models.value("x", "float32", [2])], [models.value("y", "float32", [2])]
+    made = models.model([helper.make_node("Add", ["x", "w"], ["y"])], *sides)
+    inner = made.graph.SerializeToString() + _field(5, hidden)
+    made.ClearField("graph")
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString() + _field(7, inner))
+    (tmp_path / "weights").write_bytes(np.array([1, 2], np.float32).tobytes())
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.zeros(2, np.float32)})[0].tolist() == [1, 2]
+    assert "no whole ONNX model" in refusal(tmp_path / "model.onnx")
 
 
 def test_weights_of_another_size_than_their_shape_are_refused(tmp_path: Path) -> None:

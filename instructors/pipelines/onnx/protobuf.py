@@ -10,6 +10,7 @@ FIELDS_MAX = 2_000_000  # walked in one file: some seconds
 TEXT_BYTES_MAX = 4 * KIB
 WINDOW_BYTES = 64 * KIB
 VARINT_BYTES_MAX = 10
+KEY_MAX = 2**32 - 1  # onnxruntime's parser drops the bits above, and takes it for another field
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 
 Span = tuple[int, int]  # of the file's bytes: from, to
@@ -42,7 +43,7 @@ class Walk:
                 at += 4 if kind == FIXED32 else 8
             else:
                 raise damaged()
-            if at > end:
+            if at > end or key > KEY_MAX:
                 raise damaged()
             yield key >> 3, value
 
