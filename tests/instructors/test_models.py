@@ -122,6 +122,33 @@ def test_links_within_a_model(root: Path, tmp_path: Path, target: str) -> None:
         ModelFolder(root).find("tiny")
 
 
+@pytest.mark.parametrize("named", ["../../../outside/w.safetensors", "/{root}/../outside/w.safetensors", "w.weights", 7])
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "model.safetensors.index.fp16.json"])
+def test_a_list_of_weights_cannot_lead_out(root: Path, tmp_path: Path, index: str, named: Any) -> None:
+    """transformers would open what it names, wherever that is, and as a pickle if it is not called safetensors."""
+    folder = root / "tiny/text_encoder"
+    (tmp_path / "outside").mkdir()
+    shutil.move(folder / "model.safetensors", tmp_path / "outside/w.safetensors")
+    named = str(named).format(root=root) if isinstance(named, str) else named
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": {"a": named}}))
+    with pytest.raises(ModelInvalid, match="names weights elsewhere") as caught:
+        ModelFolder(root).find("tiny")
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', "[" * 100_000])
+def test_a_list_of_weights_that_is_none_is_refused(root: Path, text: str) -> None:
+    (root / "tiny/text_encoder/model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelInvalid, match="list of weights"):
+        ModelFolder(root).find("tiny")
+
+
+def test_weights_in_several_files_are_taken(root: Path) -> None:
+    listed = {"metadata": {"total_size": 1}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (root / "tiny/text_encoder/model.safetensors.index.json").write_text(json.dumps(listed))
+    assert ModelFolder(root).find("tiny").family == "stable_diffusion"
+
+
 def test_a_link_to_nowhere_costs_its_own_model_alone(root: Path) -> None:
     shutil.copytree(root / "tiny", root / "other")
     (root / "other/unet/gone.json").symlink_to(root / "nowhere")
