@@ -14,6 +14,7 @@ import structlog
 
 from orchestrator.core import events as e
 from orchestrator.core.model import Job
+from orchestrator.core.states import JobState
 from orchestrator.payload import Payload, cost_of, requirement_of
 from protocol.enums import ErrorCode, Status
 from protocol.errors import AtelierError, QueueFull
@@ -132,18 +133,21 @@ class Errands:
                 log.exception("an errand could not go on", job_id=asker.job_id)
 
     def give_up_lost(self) -> None:
-        """End what waits for a worker that is gone; it may never come back."""
-        connected = self._broker.core.fleet.by_id
+        """End what waits for a worker that is gone, for it may never come back, or that is told to leave."""
         for asker in list(self._open.values()):
-            if asker.worker_id is not None and asker.worker_id not in connected:
+            if asker.worker_id is not None and self._waits_in_vain(asker.worker_id, asker.job_id):
                 asker.lost = True
                 self.cancel(asker.job_id)
+
+    def _waits_in_vain(self, worker_id: str, job_id: str) -> bool:
+        worker, job = self._broker.core.fleet.by_id.get(worker_id), self._broker.core.jobs.get(job_id)
+        return worker is None or (worker.draining and job is not None and job.state is JobState.QUEUED)
 
 
 def _ended(asker: Asker, header: dict[str, Any], frames: Sequence[Any]) -> Ended:
     error, timing = header["error"], header["timing"] or {}
     if asker.lost and error is not None:
-        error = {"code": ErrorCode.WORKER_LOST.value, "message": "The worker that was to do it is gone."}
+        error = {"code": ErrorCode.WORKER_LOST.value, "message": "The worker that was to do it is gone, or leaves."}
     if error is None and header["status"] in (Status.PENDING, Status.PROCESSING):  # a job was watched for long enough
         error = {"code": ErrorCode.TIMEOUT_RUN.value}
     running_ms = timing.get("running_ms", 0)

@@ -72,7 +72,8 @@ class Move:
         if self._version is None or (old := self._served()) is None:
             return []
         workers = self._broker.core.fleet.by_id.values()
-        return [w for w in workers if old in w.profile.resident and LOAD in w.profile.capability.actions]
+        stay = [worker for worker in workers if not worker.draining]
+        return [w for w in stay if old in w.profile.resident and LOAD in w.profile.capability.actions]
 
     def _served(self) -> str | None:
         """The id of what the alias stood for until now; None: nothing."""
@@ -94,7 +95,7 @@ class Move:
 
     def _loaded_on(self, worker_id: str, kept: bool, ended: Ended) -> None:
         self._open.discard(worker_id)
-        gone = worker_id not in self._broker.core.fleet.by_id
+        gone = ended.failed_as == ErrorCode.WORKER_LOST or worker_id not in self._broker.core.fleet.by_id
         if ended.error is None:
             self._loaded.append(worker_id)
             self._keepers += [worker_id] if kept else []
