@@ -47,6 +47,8 @@ class Router:
             else:
                 policy, shadow = resolved.traffic.policy, resolved.shadow
                 chain = [resolved.model_id, *(chain or resolver.fallbacks(tenant, resolved.traffic.fallbacks))]
+        elif not chain:
+            raise ModelNotFound("None of the fallbacks is there, and the request names no model.")
         chosen = self._choose(tenant, chain, policy, request, action, data)
         routed = {**data, "model_id": chosen.model_id}
         if "fallbacks" in action.data.model_fields:
@@ -101,7 +103,7 @@ class Router:
         model = self._broker.registry.get(tenant, name)
         if model is None:
             return None
-        known = model.versions.get(version or "")
+        known = model.known(version)
         cost = known.metadata.get("cost") if known is not None else None
         return model.metadata.get("cost") if cost is None else cost
 
