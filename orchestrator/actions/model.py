@@ -70,7 +70,7 @@ def info(broker: "Broker", ask: Ask) -> dict[str, Any]:
     model = broker.registry.get(ask.tenant, name) or Model(name)
     offered = next((entry for entry in broker.offers.listed() if entry["model_id"] == model_id), {})
     shadow = broker.shadows.stats(ask.tenant, model_id)
-    known = model.versions.get(version or "")
+    registered, known = model.versions.get(version or ""), model.known(version)
     return {
         "model_id": model_id,
         **_names(broker, ask.tenant, model_id),
@@ -80,7 +80,7 @@ def info(broker: "Broker", ask: Ask) -> dict[str, Any]:
         "shadow": None if shadow is None else shadow.told(version or ""),
         **{field: offered.get(field) for field in ("family", "content_hash", "nbytes")},
         **{field: offered.get(field) or [] for field in ("actions", "workers", "resident_on")},
-        **(registered_facts(known) if known is not None else {}),
+        **(registered_facts(registered) if registered is not None else {}),
         **broker.model_stats.info(model_id),
     }
 
@@ -134,7 +134,7 @@ def get_metadata(broker: "Broker", ask: Ask) -> dict[str, Any]:
     name, version = ask.data.name, ask.data.version
     broker.resolver.check(ask.tenant, name, version)
     model = broker.registry.get(ask.tenant, name) or Model(name)
-    known = model if version is None else model.versions.get(version)
+    known = model if version is None else model.known(version)
     revision, fields = (known.revision, known.metadata) if known is not None else (0, {})
     return {"name": name, "version": version, "revision": revision, "metadata": fields}
 

@@ -34,7 +34,8 @@ def check_room(broker: "Broker", tenant: str, name: str, version: str | None = N
         if len(broker.registry.models) >= MODELS_MAX:
             raise Unavailable(f"The registry holds {MODELS_MAX} models; that is all it may.")
         return Model(name, created_ms=broker.clock.now_ms())
-    if version is not None and version not in model.versions and len(model.versions) >= VERSIONS_MAX:
+    full = len(model.versions) + len(model.noted) >= VERSIONS_MAX
+    if version is not None and full and model.known(version) is None:
         raise Unavailable(f"A model may have {VERSIONS_MAX} versions; take one out first.")
     return model
 
@@ -93,7 +94,7 @@ def put_metadata(broker: "Broker", change: Change) -> None:
     broker.resolver.check(tenant, data.name, data.version)
     model = check_room(broker, tenant, data.name, data.version)
     now_ms = broker.clock.now_ms()
-    known = model.versions.get(data.version) if data.version is not None else model
+    known = model.known(data.version) if data.version is not None else model
     before, revision = (known.metadata, known.revision) if known is not None else ({}, 0)
     if data.revision is not None and data.revision != revision:
         message = f"It was changed meanwhile: its revision is {revision}. Read it again."
@@ -102,7 +103,7 @@ def put_metadata(broker: "Broker", change: Change) -> None:
     if data.version is None:
         row: Any = model_row(tenant, Model(data.name, revision, after, model.created_ms or now_ms))
     else:
-        kept = model.versions.get(data.version) or Version(data.version, now_ms, {})
+        kept = model.known(data.version) or Version(data.version, now_ms, {})
         row = version_row(tenant, data.name, kept)._replace(revision=revision, metadata=pack(after))
     line = change.line("metadata", data.name, data.version, before, after)
     told = {"name": data.name, "version": data.version, "revision": revision, "metadata": after}

@@ -119,6 +119,8 @@ class Registration:
     def _write(self, result: FetchResult) -> None:
         change, data = self._change, self._data
         model = check_room(self._broker, change.tenant, data.name, self._version)
+        noted = model.noted.get(self._version)
+        facts = {**_known_fields(result.metadata), **(noted.metadata if noted is not None else {})}
         version = Version(
             version=self._version,
             created_ms=self._broker.clock.now_ms(),
@@ -128,7 +130,8 @@ class Registration:
             run_id=result.run_id,
             metrics=result.metrics,
             tags=result.tags,
-            metadata=changed(_known_fields(result.metadata), data.metadata),
+            revision=noted.revision + 1 if noted is not None else 0,
+            metadata=changed(facts, data.metadata),
         )
         told = version_told(model, version)
         line = change.line("register", data.name, self._version, None, told)

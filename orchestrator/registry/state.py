@@ -85,7 +85,7 @@ NO_TRAFFIC = Traffic()
 
 @dataclass(slots=True)
 class Version:
-    """A registered version. `source`: as it was asked for."""
+    """A registered version, or what was noted of one that is not. `source`: as it was asked for; else empty."""
 
     version: str
     created_ms: int
@@ -106,8 +106,13 @@ class Model:
     metadata: dict[str, Any] = field(default_factory=dict)  # what holds for all versions
     created_ms: int = 0
     versions: dict[str, Version] = field(default_factory=dict)
+    noted: dict[str, Version] = field(default_factory=dict)  # not registered: their metadata is all that is known
     aliases: dict[str, str] = field(default_factory=dict)
     traffic: Traffic = NO_TRAFFIC
+
+    def known(self, version: str | None) -> Version | None:
+        """What there is of a version, registered or not."""
+        return self.versions.get(version or "") or self.noted.get(version or "")
 
     def aliases_of(self, version: str) -> list[str]:
         return sorted(alias for alias, target in self.aliases.items() if target == version)
@@ -157,13 +162,16 @@ class Registry:
 
 
 def _apply_version(model: Model, row: VersionRow) -> None:
+    model.noted.pop(row.version, None)
     if row.deleted_ms is not None:
         model.versions.pop(row.version, None)
         return
-    model.versions[row.version] = Version(
+    source = unpack(row.source)
+    place = model.versions if source else model.noted
+    place[row.version] = Version(
         version=row.version,
         created_ms=row.created_ms,
-        source=unpack(row.source),
+        source=source,
         content_hash=row.content_hash,
         nbytes=row.nbytes,
         run_id=row.run_id,

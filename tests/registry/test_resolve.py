@@ -27,7 +27,7 @@ def resolver(*offered: str, rows: tuple[RegistryRow, ...] = ()) -> Resolver:
 
 
 def version(name: str, number: str) -> RegistryRow:
-    return version_row(TENANT, name, Version(number, 1000, {}))
+    return version_row(TENANT, name, Version(number, 1000, {"folder": "m"}))
 
 
 def alias(name: str, called: str, number: str | None) -> RegistryRow:
@@ -88,7 +88,7 @@ def test_an_alias_that_was_taken_away_is_gone() -> None:
 
 
 def test_a_version_that_was_taken_out_is_gone() -> None:
-    rows = (version("m", "3"), version_row(TENANT, "m", Version("3", 1000, {}), deleted_ms=2000))
+    rows = (version("m", "3"), version_row(TENANT, "m", Version("3", 1000, {"folder": "m"}), deleted_ms=2000))
     with pytest.raises(ModelNotFound):
         resolver("m:1", rows=rows).resolve(TENANT, "m:3")
 

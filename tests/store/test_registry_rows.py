@@ -48,7 +48,7 @@ def test_rows_are_written_over_those_that_are_there(harness: Harness) -> None:
 
 
 def test_a_version_that_is_taken_out_stays_on_the_disk(harness: Harness) -> None:
-    version = Version("1", 1000, {})
+    version = Version("1", 1000, {"folder": "m"})
     harness.write(version_row(T, "m", version))
     harness.write(version_row(T, "m", version, deleted_ms=2000))
     [row] = harness.store.load().registry
@@ -84,7 +84,7 @@ def test_the_history_is_read_page_by_page_and_by_alias(harness: Harness) -> None
 
 
 def test_retention_takes_nothing_of_the_registry(harness: Harness) -> None:
-    harness.write(version_row(T, "m", Version("1", 1000, {})), change("c1"))
+    harness.write(version_row(T, "m", Version("1", 1000, {"folder": "m"})), change("c1"))
     harness.write(Expire(10**15))
     assert len(harness.store.load().registry) == 1
     assert len(harness.read(queries.model_changes_of(T, "m", 10))) == 1
