@@ -38,6 +38,7 @@ from worker.residency import Residency
 from worker.session import RefusedForGood, Session
 
 WRONG_USAGE, REFUSED = 2, 3  # exit codes
+SWITCH_INTERVAL_S = 0.0005  # the socket thread does not wait longer for a device thread that runs Python
 
 log = structlog.get_logger("worker.child")
 
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run until told to leave. Exit codes: worker.options."""
     options = parse(argv)
     keep_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     threading.Thread(target=_die_with_parent, name="death pipe", daemon=True).start()
     _prepare_libraries()
@@ -148,9 +150,11 @@ def _let_go(workplace: Workplace, gone: list[str]) -> None:
 
 
 def _prepare_libraries() -> None:
-    """Read by the libraries when they are imported: models come from the model folder, never from the network; one
-    core is left to the other threads (threads that share a core wait for each other at every operation)."""
+    """Read by the libraries when they are imported: models come from the model folder, never from the network, and
+    nobody is told of them (onnxruntime would, as built); one core is left to the other threads (threads that share a
+    core wait for each other at every operation)."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) - 1, 1)))
