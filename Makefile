@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 SEEDS  ?= 10000
 SERVERS := .venv-servers
 PEERS   := .venv-peers
+# onnxruntime's, which is on as it comes
+export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint coverage simulate bench bench-dispatch bench-core bench-store bench-engine bench-predict evaluate-demo-model \

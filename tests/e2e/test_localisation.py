@@ -22,7 +22,9 @@ COUNT = 64
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    with House() as started:
+    with pytest.MonkeyPatch.context() as patch, House() as started:
+        patch.setenv("XDG_CACHE_HOME", str(started.folder / "cache"))
+        patch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
         started.start_orchestrator()
         started.start_worker("w", "--models", str(MODELS))
         started.wait_for_workers("w")
@@ -84,3 +86,9 @@ def test_what_is_no_signal_is_refused(client: Client, heard: Heard, bad: float, 
 def test_bad_parameters_are_refused(client: Client, heard: Heard, parameters: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidRequest, match=problem):
         client.predict("localisation", {"iq": heard.iq[:1]}, parameters=parameters)
+
+
+def test_onnxruntime_tells_nobody(client: Client, house: House, heard: Heard) -> None:
+    """Its telemetry would keep what it is to send beside our own cache."""
+    client.predict("localisation", {"iq": heard.iq[:1]})
+    assert [path.name for path in (house.folder / "cache").iterdir()] == ["atelier"]
