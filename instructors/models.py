@@ -21,7 +21,7 @@ import structlog
 from instructors import manifest, single_files
 from instructors.catalogue import header
 from instructors.catalogue.header import Damaged
-from instructors.catalogue.sniff import read_json
+from instructors.catalogue.sniff import IDENTIFIER, class_of, read_json
 from instructors.manifest import Manifest
 from instructors.model_settings import ModelSettings, read_settings, settings_of
 from instructors.onnx_layout import COMPONENT_CLASS, GRAPH_FILE, GRAPH_SUFFIXES, PREFIX
@@ -154,7 +154,7 @@ class ModelFolder:
             return []
         found = set()
         for entry in self.root.iterdir():
-            if entry.name in SHELVES or not inside(entry, self.root):
+            if entry.name in SHELVES or not NAME.fullmatch(entry.name) or not inside(entry, self.root):
                 continue
             if _looks_like_model(entry):
                 found.add(entry.name.removesuffix(SINGLE) if entry.is_file() else entry.name)
@@ -427,7 +427,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         index = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         raise ModelInvalid(f"{INDEX} cannot be read.") from None
-    if type(index) is not dict or type(index.get("_class_name")) is not str:
+    if type(index) is not dict or class_of(index) is None:
         raise ModelInvalid(f"{INDEX} does not name a pipeline of diffusers.")
     return index
 
@@ -438,7 +438,7 @@ def _check_index(index: dict[str, Any]) -> dict[str, tuple[str, str] | None]:
     for name, value in index.items():
         if name.startswith("_") or type(value) is not list:
             continue
-        if len(value) != 2 or value[0] not in LIBRARIES:
+        if len(value) != 2 or value[0] not in LIBRARIES or not IDENTIFIER.fullmatch(name):
             raise ModelInvalid(f"{INDEX} wants code of its own for {name[:60]!r}, and that is not run.")
         components[name] = None if value[0] is None else (str(value[0]), str(value[1]))
     return components
@@ -452,10 +452,7 @@ def _family(class_name: str) -> str:
 
 def _only_inpaints(unet: Path) -> bool:
     """Whether the UNet of this configuration wants mask and masked picture, too."""
-    try:
-        return bool(json.loads(unet.read_bytes())["in_channels"] == INPAINTING_CHANNELS)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no UNet, or files that loading will refuse
-        return False
+    return (read_json(unet) or {}).get("in_channels") == INPAINTING_CHANNELS  # else files that loading will refuse
 
 
 def _label(file: Path) -> str:

@@ -56,7 +56,8 @@ class Shelf:
         root = None if models.root is None else models.root / self.folder
         if root is None or not root.is_dir():
             return []
-        return [entry.name for entry in sorted(root.iterdir())[:FOLDERS_MAX] if _looks_like_one(entry)]
+        entries = [entry for entry in sorted(root.iterdir()) if NAME.fullmatch(entry.name)]
+        return [entry.name for entry in entries[:FOLDERS_MAX] if _looks_like_one(entry)]
 
     def find(self, name: str, models: ModelFolder) -> ComponentFiles:
         """The checked component of this name.

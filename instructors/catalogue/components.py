@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from instructors.catalogue.content import CONFIG, class_of
+from instructors.catalogue.content import CONFIG
 from instructors.catalogue.header import Header
 from instructors.catalogue.report import Report
-from instructors.catalogue.sniff import read_json
+from instructors.catalogue.sniff import IDENTIFIER, class_of, read_json
 from instructors.models import INDEX, LIBRARIES, NOT_LOADED
 from protocol.limits import MIB
 
@@ -57,17 +57,17 @@ def _pipeline(path: Path, files: list[Path], headers: Mapping[Path, Header], rep
     found: dict[str, Mapping[str, Any]] = {}
     with report.check("config") as facts:
         index = _index(path)
-        if type(index.get("_class_name")) is not str:
+        facts["class_name"] = class_of(index)
+        if facts["class_name"] is None:
             report.error("index", f"{INDEX} does not name a pipeline of diffusers.", f"Restore {INDEX}.")
         for name, value in index.items():
             if name.startswith("_") or type(value) is not list:
                 continue
-            if len(value) != 2 or value[0] not in LIBRARIES:
+            if len(value) != 2 or value[0] not in LIBRARIES or not IDENTIFIER.fullmatch(name):
                 message = f"{INDEX} wants code of its own for {name[:60]!r}, and that is not run."
                 report.error("foreign_code", message, "Use a model of diffusers' and transformers' own classes.")
             elif value[0] is not None and _is_there(path, name, files, headers, report):
                 found[name] = read_json(path / name / CONFIG) or {}
-        facts["class_name"] = index.get("_class_name")
     return found
 
 

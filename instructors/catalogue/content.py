@@ -9,7 +9,7 @@ from instructors.catalogue import header as headers
 from instructors.catalogue import judge
 from instructors.catalogue.header import Damaged, Header, Tensor
 from instructors.catalogue.judge import Kind
-from instructors.catalogue.sniff import ONNX, PICKLE, REMEDY_PICKLE, SAFETENSORS, UNKNOWN, read_json, sniff
+from instructors.catalogue.sniff import ONNX, PICKLE, REMEDY_PICKLE, SAFETENSORS, UNKNOWN, class_of, read_json, sniff
 from instructors.models import INDEX, WEIGHTS_SUFFIXES, files_of
 from protocol.errors import AtelierError
 
@@ -105,9 +105,8 @@ def of_folder(path: Path, boundary: Path) -> Content:
 
 
 def _pipeline(path: Path, files: list[Path], nbytes: int) -> Content:
-    index = read_json(path / INDEX)
-    class_name = None if index is None else index.get("_class_name")
-    if type(class_name) is not str:
+    class_name = class_of(read_json(path / INDEX) or {})
+    if class_name is None:
         return Content(
             "pipeline", "diffusers", nbytes,
             problem=f"{INDEX} does not name a pipeline of diffusers.", remedy=f"Restore {INDEX}.",
@@ -144,14 +143,6 @@ def _component(path: Path, files: list[Path], nbytes: int) -> Content:
         kind = Kind(next((told for mark, told in TYPES.items() if mark in class_name), UNKNOWN))
     unknown = "Its tensors are of no kind that is known here." if kind.type == UNKNOWN else None
     return _content(kind, "diffusers", nbytes, dtype=_dtype(tensors), class_name=class_name, problem=unknown)
-
-
-def class_of(config: Mapping[str, object]) -> str | None:
-    """The class that a config of diffusers or transformers names."""
-    architectures = config.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
-    told = config.get("_class_name") or named
-    return told if type(told) is str else None
 
 
 def tensors_of(files: list[Path]) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """What a file is, by its bytes: safetensors, ONNX, a pickle, or none of them."""
 
 import json
+import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +17,7 @@ NOT_EVEN_A_HEADER = ("file_too_small", "header_length", "header_json")
 ZIP = b"PK\x03\x04"
 IR_VERSION_TAG, IR_VERSION_MAX = 0x08, 99
 NEXT_TAGS = b"\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca"  # of the fields that may follow in an ONNX file
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")  # the name of a class, or of a component
 REMEDY_PICKLE = "Convert it to safetensors on a machine where running its code is no danger."
 
 
@@ -73,3 +76,11 @@ def read_json(path: Path, bytes_max: int = MIB) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if type(found) is dict else None
+
+
+def class_of(config: Mapping[str, object]) -> str | None:
+    """The class that a config of diffusers or transformers names. What is no name of one is not passed on."""
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    told = config.get("_class_name") or named
+    return told if type(told) is str and IDENTIFIER.fullmatch(told) else None

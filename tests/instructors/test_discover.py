@@ -166,6 +166,15 @@ def test_a_pipe_is_not_read(run: Run, root: Path) -> None:
     assert told(run()) == {}
 
 
+@pytest.mark.parametrize("told", ["\ud800", "x" * 900_000])
+def test_a_class_of_no_usual_name_is_not_told(run: Run, root: Path, told: str) -> None:
+    """Not to be encoded, or too long: one such file would cost the answer for all."""
+    for folder, file in (("a", "config.json"), ("b", "model_index.json")):
+        write(root / folder / "model.safetensors", VAE)
+        (root / folder / file).write_text(json.dumps({"_class_name": told}))
+    assert [found.class_name for found in run().models] == [None, None]
+
+
 def test_pipelines_hide_what_they_are_made_of(run: Run, root: Path) -> None:
     tiny.build(root / "tiny")
     assert told(run()) == {"models/tiny": ("pipeline", "sd1")}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from instructors.models import ModelFolder, check_weights
+from protocol.codec import pack
 from protocol.errors import AtelierError, Forbidden, InvalidRequest, ModelInvalid, ModelNotFound
 from tests.instructors import tiny
 
@@ -122,7 +123,7 @@ def test_links_within_a_model(root: Path, tmp_path: Path, target: str) -> None:
         ModelFolder(root).find("tiny")
 
 
-@pytest.mark.parametrize("named", ["../../../outside/w.safetensors", "/{root}/../outside/w.safetensors", "w.weights", 7])
+@pytest.mark.parametrize("named", ["../../../outside/w.safetensors", "{root}/../outside/w.safetensors", "w.bin", 7])
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "model.safetensors.index.fp16.json"])
 def test_a_list_of_weights_cannot_lead_out(root: Path, tmp_path: Path, index: str, named: Any) -> None:
     """transformers would open what it names, wherever that is, and as a pickle if it is not called safetensors."""
@@ -268,6 +269,21 @@ def test_a_broken_index_is_refused(root: Path, text: str) -> None:
     (root / "tiny/model_index.json").write_text(text)
     with pytest.raises(ModelInvalid):
         ModelFolder(root).find("tiny")
+
+
+@pytest.mark.parametrize("told", ["\ud800", "x" * 100_000, "a b", ""])
+def test_a_class_of_no_usual_name_is_refused(root: Path, told: str) -> None:
+    """It would stand in the worker's capabilities, which could not be sent."""
+    change_index(root, _class_name=told)
+    [entry] = ModelFolder(root).entries("cpu")
+    assert "problem" in entry
+    assert len(pack(entry)) < 1000
+
+
+@pytest.mark.parametrize("name", [b"bad\xff", b"two words", b"x" * 201])
+def test_folders_whose_names_are_no_models_are_not_told(root: Path, name: bytes) -> None:
+    os.rename(bytes(root / "tiny"), bytes(root) + b"/" + name)
+    assert ModelFolder(root).names() == []
 
 
 def test_a_pipe_among_the_files_is_not_waited_for(root: Path) -> None:
