@@ -1,5 +1,6 @@
 """Optimised graphs on disk: taken when they fit, made again when they do not."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,25 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
     from_cache, y = answer(models.mlp(tmp_path / "model.onnx"), tmp_path / "kept" / "inner")
     assert from_cache is False
     assert y.shape == (4, 10)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_folder_that_others_may_write_to_is_done_without(mode: int, tmp_path: Path, kept: Path) -> None:
+    """Whoever can write there could put a graph under the model's key, and the digest of its own bytes."""
+    path = models.mlp(tmp_path / "model.onnx")
+    answer(path, kept)
+    kept.chmod(mode)
+    assert answer(path, kept)[0] is False
+    kept.chmod(0o755)
+    assert answer(path, kept)[0] is True
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_done_without(tmp_path: Path, kept: Path) -> None:
+    path = models.mlp(tmp_path / "model.onnx")
+    answer(path, kept)
+    os.chown(kept, 65534, 65534)
+    assert answer(path, kept)[0] is False
 
 
 def test_a_full_disk_is_done_without(tmp_path: Path, kept: Path) -> None:

@@ -1,12 +1,14 @@
 """Optimised graphs, kept on disk: making one anew is most of what loading a model takes.
 
 A kept graph is named `<key>-<digest>.onnx`. The key holds all it depends on: the model's bytes, onnxruntime, the
-providers, the options and the processor. The digest is of its own bytes, so a damaged one is noticed.
+providers, the options and the processor. The digest is of its own bytes, so a damaged one is noticed. A forged one
+would not be: a folder that others can write to is not used.
 """
 
 import hashlib
 import os
 import platform
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +32,8 @@ class KeptGraph:
 
     def find(self) -> Path | None:
         """The file of an earlier time, if it is whole. One that is not is removed."""
+        if not _is_private(self._folder):
+            return None
         for path in self._folder.glob(f"{self._key}-*.onnx"):
             if path.stem == f"{self._key}-{_digest(path).hex()}":
                 os.utime(path)
@@ -42,6 +46,8 @@ class KeptGraph:
         part = self._folder / f".{self._key}-{os.getpid()}.onnx"
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _is_private(self._folder):
+                return None
             made = build(part)
             part.replace(self._folder / f"{self._key}-{_digest(part).hex()}.onnx")
             _remove_oldest(self._folder)
@@ -51,6 +57,15 @@ class KeptGraph:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
         return made
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is this user's, and no other may write there."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _digest(file: Path) -> bytes:
