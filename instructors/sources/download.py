@@ -16,6 +16,7 @@ from protocol.limits import MIB
 
 BYTES_MAX = 256 * 1024 * MIB  # of one model
 PATH_LENGTH_MAX, DEPTH_MAX = 200, 8
+NAME_BYTES_MAX = 255  # of a file or folder, as file systems have it
 DISK_MARGIN_BYTES = 64 * MIB  # to be left free
 TRIES = 5  # in a row without a byte
 PAUSE_S = 0.25  # before the second; doubled each time
@@ -66,8 +67,11 @@ def _check(files: Sequence[SourceFile], folder: Path) -> None:
 def is_plain_path(path: str) -> bool:
     """Whether it leads to a place below, and says so plainly."""
     parts = path.split("/")
-    plain = path.isprintable() and not {"", ".", ".."} & set(parts) and not {"\\", ":"} & set(path)
-    return plain and len(path) <= PATH_LENGTH_MAX and len(parts) <= DEPTH_MAX
+    if not path.isprintable():
+        return False
+    plain = not {"", ".", ".."} & set(parts) and not {"\\", ":"} & set(path)
+    short = len(path) <= PATH_LENGTH_MAX and all(len(part.encode()) <= NAME_BYTES_MAX for part in parts)
+    return plain and short and len(parts) <= DEPTH_MAX
 
 
 def _fetch(source: Source, file: SourceFile, folder: Path, tell: Callable[[int], None]) -> str:

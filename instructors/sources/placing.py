@@ -4,8 +4,8 @@ import errno
 import os
 from pathlib import Path
 
-from instructors.models import Model, ModelFolder
-from protocol.errors import AtelierError, RequestConflict
+from instructors.models import Model, ModelFolder, inside
+from protocol.errors import AtelierError, Forbidden, RequestConflict
 
 THERE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -13,13 +13,18 @@ THERE = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 def put_in_place(model: Model, root: Path) -> None:
     """Until then no request sees it, and after a loss of power it is there whole or not at all.
 
-    Raises RequestConflict where something else has its name and version; OSError.
+    Raises RequestConflict where something else has its name and version, Forbidden where a link leads out; OSError.
     """
     name, _, version = model.model_id.partition(":")
     target = root / name / version
     if name in ModelFolder(root).names():  # those in versions are listed with them
         raise RequestConflict("There is a model of this name that comes in no versions; choose another name.")
-    target.parent.mkdir(exist_ok=True)
+    if not inside(target.parent, root):
+        raise Forbidden("A link in the place of this model leads out of the model folder.")
+    try:
+        target.parent.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise RequestConflict("There is a file of this name in the model folder; choose another name.") from None
     for path in (*model.path.rglob("*"), model.path):  # a fetched file is on the disk already, a made one is not
         _sync(path)
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from protocol.errors import (
     ModelInvalid,
     NotFound,
     PayloadTooLarge,
+    RequestConflict,
     Unavailable,
 )
 from tests.instructors.fetching import onnx_bytes
@@ -143,7 +145,7 @@ def test_too_many_files_or_bytes_are_refused(root: Path) -> None:
     "path",
     [
         "../x", "/etc/x", "a/../../x", "./x", "a/./x", "a//b", "a/", "", "a\\b", "a\0b", "a\nb", "c:x",
-        "a/b/c/d/e/f/g/h/i", "x" * 201,
+        "a/b/c/d/e/f/g/h/i", "x" * 201, "ä" * 128,
     ],
 )  # fmt: skip
 def test_a_path_that_leads_elsewhere_is_refused(path: str, root: Path, tmp_path: Path) -> None:
@@ -198,6 +200,46 @@ def test_a_link_within_a_folder_cannot_lead_out(root: Path, tmp_path: Path) -> N
     (root / "incoming" / "notes.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(Forbidden):
         bring_from(FolderSource("incoming", root, whole=False), root)
+
+
+def test_a_file_that_becomes_a_link_meanwhile_is_not_followed(root: Path, tmp_path: Path) -> None:
+    file = affine(root / "incoming" / "model.onnx", 2.0, 0.0)
+    affine(tmp_path / "secret.onnx", 3.0, 0.0)
+    source = FolderSource("incoming", root, whole=False)
+    [listed] = source.files()
+    file.unlink()
+    file.symlink_to(tmp_path / "secret.onnx")
+    with pytest.raises(ModelInvalid, match="changed"):
+        list(source.read(listed, 0))
+
+
+def test_a_file_that_is_written_to_meanwhile_is_refused(root: Path) -> None:
+    """Half of it before, half of it after: it would be neither."""
+    file = affine(root / "incoming" / "model.onnx", 2.0, 0.0)
+    os.utime(file, (0, 0))  # times are coarse: what is written at once may not change them
+    source = FolderSource("incoming", root, whole=False)
+    [listed] = source.files()
+    pieces = source.read(listed, 0)
+    next(pieces)
+    with file.open("r+b") as stream:
+        stream.write(b"\0")
+    with pytest.raises(ModelInvalid, match="changed"):
+        list(pieces)
+
+
+def test_a_folder_that_leads_out_is_not_written_to(root: Path, tmp_path: Path) -> None:
+    """An operator's link, or one from a copied folder, in the place of the model."""
+    (tmp_path / "elsewhere").mkdir()
+    (root / "found").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Forbidden):
+        bring_from(upload([("model.onnx", onnx_bytes(tmp_path))]), root)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_models_folder_is_a_conflict(root: Path, tmp_path: Path) -> None:
+    (root / "found").write_text("notes")
+    with pytest.raises(RequestConflict):
+        bring_from(upload([("model.onnx", onnx_bytes(tmp_path))]), root)
 
 
 def test_a_folder_that_is_not_there_is_not_found(root: Path) -> None:
