@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PIXELS_MAX = 4096 * 4096
+JOB_PIXELS_MAX = 4 * PIXELS_MAX  # of all pictures of a job, those that are sent or those that are made
 SIDE_MAX = 8192  # pixels
 FORMATS = ("PNG", "JPEG", "WEBP")
 JPEG_SCANS_MAX = 200  # a few bytes can ask for one more pass over all pixels; progressive files have about ten

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from instructors.pipelines.diffusion import LoadedModel
     from instructors.pipelines.loading import LoadedComponent
 
-JOB_PIXELS_MAX = 4 * images.PIXELS_MAX
 JOB_RECIPE_BYTES_MAX = 768 * KIB  # the recipes of all pictures stand in one header
 
 Kind = Literal["text2img", "img2img", "inpainting"]
@@ -176,9 +175,9 @@ def check_size(width: int | None, height: int | None, loaded: "LoadedModel", num
 
 def check_pixels(width: int, height: int, num_images: int) -> None:
     """Raises PayloadTooLarge."""
-    if width * height > images.PIXELS_MAX or width * height * num_images > JOB_PIXELS_MAX:
+    if width * height > images.PIXELS_MAX or width * height * num_images > images.JOB_PIXELS_MAX:
         raise PayloadTooLarge(
-            f"A picture may have {images.PIXELS_MAX} pixels, and all pictures of a job {JOB_PIXELS_MAX} together."
+            f"A picture may have {images.PIXELS_MAX} pixels, and all pictures of a job {images.JOB_PIXELS_MAX}."
         )
 
 

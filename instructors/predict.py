@@ -17,9 +17,9 @@ class Predict(SharedTask):
     """`inference.predict`: one prediction."""
 
     def __init__(self, data: PredictData, context: Context) -> None:
-        from instructors.prediction import Prediction
+        from instructors.prediction import Pictures, Prediction
 
-        self._prediction = Prediction(context, data, data)
+        self._prediction = Prediction(context, data, data, Pictures())
         if self._prediction.failure is not None:
             raise self._prediction.failure
         self.units = [self._prediction.unit]
@@ -35,13 +35,20 @@ class Batch(SharedTask):
     """`predict.batch`: several predictions of one model, each of which fails for itself."""
 
     def __init__(self, data: BatchData, context: Context) -> None:
-        from instructors.prediction import Prediction
+        from instructors.prediction import Pictures, Prediction
 
         entries: Sequence[PredictValues | AtelierError] = data.requests
         if data.items is not None:
             entries = read_items(images.file_of(data.items, context.blobs, "items"))
-        self._predictions = [Prediction(context, data, entry) for entry in entries]
-        self.units = [prediction.unit for prediction in self._predictions]
+        self._predictions: list[Prediction] = []
+        pictures = Pictures()
+        try:
+            for entry in entries:
+                self._predictions.append(Prediction(context, data, entry, pictures))
+        finally:
+            self.units = [prediction.unit for prediction in self._predictions]
+            if len(self.units) < len(entries):
+                self.close()  # equal requests must not wait for those that were begun
 
     def result(self) -> Result:
         answers = [prediction.answer_or_error() for prediction in self._predictions]

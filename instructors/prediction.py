@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
@@ -17,11 +17,15 @@ from instructors.pipelines.onnx.steps import items_of
 from instructors.processing import Chain, Values
 from instructors.results_cache import Claim
 from instructors.task import Blob, Context
+from protocol.codec import Buffer
 from protocol.enums import ErrorCode
-from protocol.errors import AtelierError, InternalError, InvalidRequest, OutOfMemory
+from protocol.errors import AtelierError, InternalError, InvalidRequest, OutOfMemory, PayloadTooLarge
 from protocol.schemas.base import nearest
 from protocol.schemas.predict import PredictOptions, PredictValues
 from protocol.tensors import MEDIA_TYPE, Tensor, from_numpy, to_numpy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 INLINE_BYTES_MAX = 1024  # a larger tensor of an answer is an attachment
 MODELS_MAX = 8  # one after another, each of which takes what the one before it left
@@ -40,10 +44,30 @@ PASSED_ON = frozenset(
 log = structlog.get_logger("instructors.predict")
 
 
+class Pictures:
+    """Decodes the pictures of a job, up to so many pixels."""
+
+    def __init__(self) -> None:
+        self._left = images.JOB_PIXELS_MAX
+
+    def decode(self, file: Buffer, field: str) -> "Image":
+        """Raises PayloadTooLarge, and as `images.decode` does."""
+        image = images.decode(file, field)
+        pixels = image.width * image.height
+        if pixels > self._left:
+            raise PayloadTooLarge(
+                f"{field}: all pictures of a request may have {images.JOB_PIXELS_MAX} pixels together."
+            )
+        self._left -= pixels
+        return image
+
+
 class Prediction:
     """One prediction on its way. `unit` is what the worker steps; `failure` or `answer` when that is done."""
 
-    def __init__(self, context: Context, options: PredictOptions, values: PredictValues | AtelierError) -> None:
+    def __init__(
+        self, context: Context, options: PredictOptions, values: PredictValues | AtelierError, pictures: Pictures
+    ) -> None:
         """Raises NoRoomNow; all else that goes wrong is a `failure`. `values` may be what is wrong with them."""
         self._context = context
         self._options = options
@@ -56,10 +80,13 @@ class Prediction:
             if isinstance(values, AtelierError):
                 raise values
             self._parameters: Mapping[str, Any] = values.parameters
-            self._values = _read(values, context.blobs)
+            self._values = _read(values, context.blobs, pictures)
             self._first_that_takes_it(None)
         except AtelierError as error:
             self.unit.failure, self.unit.over = error, True
+        except BaseException:
+            self._closed()  # equal requests must not wait for it
+            raise
 
     @property
     def failure(self) -> AtelierError | None:
@@ -142,7 +169,7 @@ class Prediction:
             arrays = {name: array for name, array in arrays.items() if name in names}
         self._carried = {name: value for name, value in values.items() if name not in arrays}
         check(serving.facts, arrays)
-        if self._options.outputs is not None and not serving.after.steps:
+        if self._options.outputs is not None and not (serving.after.steps or serving.model.manifest.then):
             check_outputs(serving.facts, self._options.outputs)
         self._tensors, self._items = arrays, _items(arrays) if serving.batched else 1
         self._ask_cache()
@@ -227,10 +254,17 @@ class Prediction:
         if not self._cached:
             statistics.ran(name, unit.run_ms / 1000, self._items)
         if claim is not None:
-            claim.settle(tensor_bytes.pack(outputs, {"run_ms": unit.run_ms}))
+            self._settle(claim, outputs, unit.run_ms)
         self._run_ms += unit.run_ms
         self._batch_size = max(self._batch_size, unit.batch_size)
         self._through(self._serving.after, {**self._carried, **outputs}, self._finish)
+
+    def _settle(self, claim: Claim, outputs: Tensors, run_ms: float) -> None:
+        try:
+            claim.settle(tensor_bytes.pack(outputs, {"run_ms": run_ms}))
+        except BaseException:
+            claim.close()  # the next one computes it
+            raise
 
     def _finish(self, values: Values) -> None:
         """The steps after the model are done: this is the answer, or what the next model takes."""
@@ -293,15 +327,16 @@ class Prediction:
         return [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
 
 
-def _read(values: PredictValues, blobs: Sequence[Blob]) -> Values:
-    """The request's tensors as arrays, which read its bytes where they lie, and its pictures. Raises InvalidRequest."""
+def _read(values: PredictValues, blobs: Sequence[Blob], pictures: Pictures) -> Values:
+    """The request's tensors as arrays, which read its bytes where they lie, and its pictures. Raises InvalidRequest
+    and PayloadTooLarge."""
     found: Values = {}
     for index, tensor in enumerate(values.inputs):
         raw = images.file_of(tensor.data, blobs, f"inputs.{index}.data")
         found[tensor.name] = to_numpy(Tensor(tensor.dtype, tuple(tensor.shape), raw))
     if values.images:
         files = [images.file_of(ref, blobs, f"images.{index}") for index, ref in enumerate(values.images)]
-        found["images"] = [images.decode(file, f"images.{index}") for index, file in enumerate(files)]
+        found["images"] = [pictures.decode(file, f"images.{index}") for index, file in enumerate(files)]
     return found
 
 

@@ -157,7 +157,8 @@ class Place(Protocol):
         """The names of the residents that are made of this part -> whether they have it on the device."""
 
     def watch(self, source: Source, arrived: Callable[[], None]) -> None:
-        """Have `arrived` called between two quanta while there is something to read at `source`."""
+        """Have `arrived` called between two quanta while there is something to read at `source`, and now and then
+        without."""
 
     def unwatch(self, source: Source) -> None:
         """Before the source is closed."""

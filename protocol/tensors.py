@@ -130,13 +130,20 @@ def to_numpy(tensor: Tensor) -> "ndarray[Any, Any]":
         items = split_strings(data, math.prod(shape))
         strings = numpy.empty(len(items), object)
         strings[:] = items
-        return strings.reshape(shape)
+        return _shaped(strings, shape)
     check_nbytes(dtype, shape, memoryview(data).nbytes)
     if dtype == "bool" and (numpy.frombuffer(data, "u1") > 1).any():
         raise InvalidRequest("A tensor's bools are bytes of 0 and 1 only.")
-    array = numpy.frombuffer(data, f"<{CODES[dtype]}").reshape(shape)
+    array = _shaped(numpy.frombuffer(data, f"<{CODES[dtype]}"), shape)
     array.flags.writeable = False
     return array
+
+
+def _shaped(flat: "ndarray[Any, Any]", shape: Sequence[int]) -> "ndarray[Any, Any]":
+    try:
+        return flat.reshape(shape)
+    except ValueError:  # without items, but of sides whose product is beyond what numpy counts
+        raise InvalidRequest("A tensor's shape is larger than any array can be.") from None
 
 
 def from_numpy(array: "ndarray[Any, Any]", dtype: str | None = None) -> Tensor:

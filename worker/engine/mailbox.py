@@ -3,11 +3,14 @@
 import os
 import queue
 import selectors
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
 from instructors.task import Source
+
+QUIET_S = 1.0  # how often quiet sources are looked at, too: one may have been stopped
 
 Item = TypeVar("Item")
 
@@ -19,7 +22,8 @@ class Mailbox(Generic[Item]):
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._selector = selectors.DefaultSelector()
         self._waiting = False
-        self._watched = 0
+        self._watched: dict[Source, Callable[[], None]] = {}
+        self._look_at = 0.0
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._waker, False)
@@ -44,14 +48,15 @@ class Mailbox(Generic[Item]):
         return self._items.empty()
 
     def watch(self, source: Source, arrived: Callable[[], None]) -> None:
-        """Have `arrived` called by `wait` while there is something to read at `source`."""
-        self._selector.register(source, selectors.EVENT_READ, arrived)
-        self._watched += 1
+        """Have `arrived` called by `wait` while there is something to read at `source`, and now and then without."""
+        self._selector.register(source, selectors.EVENT_READ, source)
+        self._watched[source] = arrived
+        self._look_at = time.monotonic() + QUIET_S
 
     def unwatch(self, source: Source) -> None:
         """Before the source is closed."""
         self._selector.unregister(source)
-        self._watched -= 1
+        del self._watched[source]
 
     def wait(self, timeout_s: float) -> None:
         """Until something was put or has arrived; with 0, only what has arrived is looked for."""
@@ -62,8 +67,11 @@ class Mailbox(Generic[Item]):
             found = self._selector.select(timeout_s if self._items.empty() else 0)
         finally:
             self._waiting = False
-        for key, _ in found:
-            if key.data is None:
-                os.read(self._woken, 4096)
-            else:
-                key.data()
+        sources: list[Source | None] = [key.data for key, _ in found]
+        if None in sources:
+            os.read(self._woken, 4096)
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at, sources = now + QUIET_S, list(self._watched)
+        for source in sources:
+            if source in self._watched:  # another's call may have ended it
+                self._watched[source]()

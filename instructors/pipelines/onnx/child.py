@@ -97,7 +97,7 @@ class Child:
         try:
             outputs = self._session.run(tensors, header["outputs"], running.options)
         except DeviceFailed:
-            self._refuse(running, Unavailable("The device failed during the run."))
+            self._refuse(running, Unavailable("The device failed during the run."), last=True)
             os._exit(FAILED)
         except AtelierError as error:
             self._refuse(running, self._too_slow() if running.options.terminate else error)
@@ -109,9 +109,10 @@ class Child:
         except PayloadTooLarge as error:
             self._refuse(running, error)
 
-    def _refuse(self, running: Running, error: AtelierError) -> None:
+    def _refuse(self, running: Running, error: AtelierError, *, last: bool = False) -> None:
+        """`last`: this process ends now, and is to be sent nothing more."""
         self._running.discard(running)  # first: what is not running any more is not overdue
-        self._send({"id": running.batch_id, "error": error.to_wire()})
+        self._send({"id": running.batch_id, "error": error.to_wire(), "last": last})
 
     def _end_overdue(self) -> None:
         """End runs that take too long: between two nodes if they can, else with this process."""
@@ -121,7 +122,7 @@ class Child:
                 told = self._writing.acquire(timeout=STOP_GRACE_S)
                 if running in self._running:
                     if told:
-                        self._write({"id": running.batch_id, "error": self._too_slow().to_wire()}, {})
+                        self._write({"id": running.batch_id, "error": self._too_slow().to_wire(), "last": True}, {})
                     os._exit(FAILED)
                 if told:
                     self._writing.release()

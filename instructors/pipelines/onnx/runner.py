@@ -167,6 +167,8 @@ class Runner:
             self._flush()
             while (frame := self._incoming.next(self._sock)) is not None:
                 finished.append(self._finish(*frame))
+                if frame[0].get("last"):  # it ends by itself
+                    raise EOFError
         except (EOFError, OSError, AtelierError, LookupError, TypeError, ValueError):  # it is gone, or out of its mind
             return finished + self._lose(Unavailable(LOST))
         if self._in_flight and time.monotonic() > self._heard_at + self.spec.run_timeout_s + HUNG_GRACE_S:

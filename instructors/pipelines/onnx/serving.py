@@ -2,7 +2,8 @@
 
 A batch counts items, not requests. Requests share one where all axes but the first agree, or where the manifest says
 what fills up the others. While batches are computed in the model's process, the next ones gather here: so the busier
-the model, the fuller its batches. When the process dies, each request of its batches is tried once more, alone.
+the model, the fuller its batches. When the process dies, each request of its batches is tried once more, with nothing
+else in the new process.
 """
 
 import itertools
@@ -20,11 +21,12 @@ from instructors.manifest import Batching
 from instructors.models import Model
 from instructors.pipelines.onnx import steps
 from instructors.pipelines.onnx.facts import Array, Facts, Finished
+from instructors.pipelines.onnx.frames import FRAME_BYTES_MAX
 from instructors.pipelines.onnx.graph import GraphFacts
 from instructors.processing import Chain, Values
 from instructors.task import Lane, Place
 from protocol.enums import ErrorCode
-from protocol.errors import AtelierError, InternalError, ModelInvalid
+from protocol.errors import AtelierError, InternalError, ModelInvalid, PayloadTooLarge
 
 LANES_MAX = 64  # of one model; shapes that nobody asks for any more are forgotten
 AHEAD = 1  # batches beyond the instances, so that none of them waits for the next
@@ -93,6 +95,7 @@ class Request:
         """Wait in a lane to be computed."""
         self.tensors, self.items, self.lane = tensors, items, lane
         self.outputs = self.failure = None
+        self.run_ms, self.batch_size = 0.0, 0
         self.position, self._pieces, self.alone, self.away = 0, [], False, False
 
     def begin_steps(
@@ -131,7 +134,13 @@ class Request:
         if self.position < self.items:
             return
         pieces, self._pieces = self._pieces, []
-        self.end(pieces[0] if len(pieces) == 1 else {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]})
+        try:
+            whole = pieces[0] if len(pieces) == 1 else {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+        except ValueError:
+            problem = "The model's answers to parts of a request do not fit together; say a larger max_batch_size"
+            self.fail(ModelInvalid(f"{problem} in its manifest, or send fewer items."))
+        else:
+            self.end(whole)
 
     def fail(self, error: AtelierError) -> None:
         self.end(None, error)
@@ -142,7 +151,7 @@ class Request:
 
     def end(self, outputs: Tensors | None, failure: AtelierError | None = None) -> None:
         """This came out of it."""
-        self.lane, self.away, self.outputs, self.failure = None, False, outputs, failure
+        self.lane, self.away, self.alone, self.outputs, self.failure = None, False, False, outputs, failure
         if not self.closed:
             self.ended(self)
             self.over = self.lane is None and not self.away  # it was given nothing else to do
@@ -192,6 +201,7 @@ class Serving:
         self.batched = self.batching.max_batch_size > 1 and has_batch_axis(self.facts)
         self._lanes: dict[Key, Lane] = {}
         self._batches: dict[int, _Batch] = {}
+        self._suspects: set[Request] = set()
         self._ids = itertools.count()
 
     def attach(self) -> None:
@@ -238,6 +248,19 @@ class Serving:
         """Whether it has as many batches as it should."""
         return len(self._batches) >= self.batching.instances + AHEAD
 
+    @property
+    def idle(self) -> bool:
+        """Whether no batch of it is computed."""
+        return not self._batches
+
+    @property
+    def suspects(self) -> set[Request]:
+        """Those that were in the process when it died. They have it to themselves in turn, or one that ends it again
+        would take others with it."""
+        if self._suspects:
+            self._suspects = {request for request in self._suspects if request.alone and not request.done}
+        return self._suspects
+
     def send(self, requests: Sequence[Request]) -> None:
         """Begin a batch of the next items of these."""
         if self.broken is not None:
@@ -265,6 +288,8 @@ class Serving:
     def _joined(self, parts: list[Tensors]) -> Tensors:
         if len(parts) == 1:
             return parts[0]
+        if sum(_joined_nbytes([part[name] for part in parts]) for name in parts[0]) > FRAME_BYTES_MAX:
+            raise PayloadTooLarge  # each is tried alone
         joined = {}
         for name in parts[0]:
             arrays = [part[name] for part in parts]
@@ -338,6 +363,8 @@ class Serving:
                 request.fail(error)
             else:
                 request.retry_alone()
+                if not self.runner.alive:
+                    self._suspects.add(request)
 
     def close(self) -> None:
         """End the process. Nobody uses it any more."""
@@ -357,7 +384,8 @@ class PredictLane(Lane):
 
     def step(self, units: Sequence[Request]) -> None:
         """Send them off together; those that are to be alone wait for their turn."""
-        first = units[0]
+        suspects = self._serving.suspects
+        first = next((unit for unit in units if unit in suspects), units[0])
         if first.alone:
             self._serving.send([first])
         else:
@@ -365,6 +393,8 @@ class PredictLane(Lane):
 
     def due(self, units: Sequence[Request], urgent: bool) -> float:
         """At once when a batch is full or of a preferred size, or one of these should not wait."""
+        if suspects := self._serving.suspects:
+            return 0.0 if self._serving.idle and any(unit in suspects for unit in units) else math.inf
         if self._serving.busy:
             return math.inf
         batching = self._serving.batching
@@ -397,6 +427,15 @@ def _filled_up(arrays: list[Array], fill: float) -> list[Array]:
     largest = [max(sides) for sides in zip(*(array.shape[1:] for array in arrays), strict=True)]
     filled = []
     for array in arrays:
-        missing = [(0, most - side) for most, side in zip(largest, array.shape[1:], strict=True)]
-        filled.append(np.pad(array, [(0, 0), *missing], constant_values=fill) if any(m for _, m in missing) else array)
+        missing = [(0, 0), *((0, most - side) for most, side in zip(largest, array.shape[1:], strict=True))]
+        try:
+            filled.append(np.pad(array, missing, constant_values=fill) if any(m for _, m in missing) else array)
+        except OverflowError:
+            raise ModelInvalid("The manifest's pad has a number that is too large for its input.") from None
     return filled
+
+
+def _joined_nbytes(arrays: list[Array]) -> int:
+    """What they have when they are filled up and put together."""
+    largest = math.prod(max(sides) for sides in zip(*(array.shape[1:] for array in arrays), strict=True))
+    return sum(array.shape[0] for array in arrays) * largest * arrays[0].itemsize
