@@ -11,13 +11,16 @@ from pydantic import ValidationError
 
 from orchestrator.actions.ask import Ask
 from orchestrator.actions.model_changes import changed, check_room, version_told
+from orchestrator.core import events as e
 from orchestrator.errands import Ended
 from orchestrator.payload import Payload
 from orchestrator.registry.aliases import Move
 from orchestrator.registry.change import Change
+from orchestrator.registry.offers import with_names
 from orchestrator.registry.state import Version, model_row, version_row
 from orchestrator.store import ArtifactRow, RegistryRow, queries
 from protocol.errors import InternalError, NotFound, PayloadTooLarge, RequestConflict
+from protocol.model_ids import model_id_of
 from protocol.schemas.artifact import ArtifactRef
 from protocol.schemas.model import FetchResult, MetadataFields
 from protocol.schemas.values import byte_refs, check_references, put_at
@@ -114,9 +117,18 @@ class Registration:
             result = FetchResult.model_validate(ended.data)
         except ValidationError:
             raise InternalError("The worker's account of the fetched files cannot be read.") from None
-        self._change.take_turn(self._data.name, lambda: self._write(result))
+        self._change.take_turn(self._data.name, lambda: self._write(result, ended.worker_id))
 
-    def _write(self, result: FetchResult) -> None:
+    def _came_to(self, worker_id: str | None, result: FetchResult) -> None:
+        """It can be asked for at once: the worker notices a new model only after a while."""
+        if worker_id is None or worker_id not in self._broker.core.fleet.by_id:
+            return
+        model_id = model_id_of(self._data.name, self._version)
+        told = {"model_id": model_id, "content_hash": result.content_hash, "family": result.metadata.get("family")}
+        self._broker.offers.came(worker_id, told)
+        self._broker.feed(e.ModelCame(worker_id, frozenset(with_names([model_id]))))
+
+    def _write(self, result: FetchResult, worker_id: str | None) -> None:
         change, data = self._change, self._data
         model = check_room(self._broker, change.tenant, data.name, self._version)
         noted = model.noted.get(self._version)
@@ -138,7 +150,12 @@ class Registration:
         rows: list[RegistryRow] = [version_row(change.tenant, data.name, version), line]
         if self._broker.registry.get(change.tenant, data.name) is None:
             rows.insert(0, model_row(change.tenant, model))
-        change.commit(rows, lambda: self._point({**told, "warnings": result.warnings}))
+
+        def written() -> None:
+            self._came_to(worker_id, result)
+            self._point({**told, "warnings": result.warnings})
+
+        change.commit(rows, written)
 
     def _point(self, told: dict[str, Any]) -> None:
         """It is registered; the alias, where one is asked for, comes last."""

@@ -57,6 +57,7 @@ class Core:
             e.OpenSession: self.sessions.open,
             e.CancelSession: self.sessions.cancel,
             e.WorkerHello: self.workers.hello,
+            e.ModelCame: self.workers.model_came,
             e.WorkerHeartbeat: self.workers.heartbeat,
             e.WorkerEvent: self.workers.event,
             e.WorkerResult: self.workers.result,

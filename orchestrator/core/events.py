@@ -102,6 +102,14 @@ class Held:
 
 
 @dataclass(slots=True)
+class ModelCame:
+    """A worker has a model now that its hello did not tell of; its next one will."""
+
+    worker_id: str
+    models: frozenset[str]
+
+
+@dataclass(slots=True)
 class WorkerHello:
     peer: Peer
     worker_id: str
@@ -221,6 +229,7 @@ Event = (
     | ConnectionGone
     | OpenSession
     | CancelSession
+    | ModelCame
     | WorkerHello
     | WorkerHeartbeat
     | WorkerEvent

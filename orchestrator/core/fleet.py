@@ -249,6 +249,16 @@ class Fleet:
                 pool = worker.pools[room] = pools.setdefault((worker.profile.device_kind, worker.site), Pool())
                 pool.add(worker)
 
+    def extend(self, worker: Worker, models: frozenset[str]) -> None:
+        """It can run these, too."""
+        capability = worker.profile.capability
+        capability = capability._replace(models=(capability.models or frozenset()) | models)
+        self._unlist(worker, *worker.pools)
+        worker.profile = worker.profile._replace(capability=capability)
+        worker.site = worker.site._replace(capability=capability)
+        self._see(worker)
+        self.refresh(worker)
+
     def _unlist(self, worker: Worker, *kinds: Room) -> None:
         for room in kinds:
             pool = worker.pools.pop(room)

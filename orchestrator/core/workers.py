@@ -57,6 +57,12 @@ class Workers:
         self._core.placement.freed(worker)
         self._core.lifecycle.review_later()
 
+    def model_came(self, event: e.ModelCame) -> None:
+        worker = self._core.fleet.by_id.get(event.worker_id)
+        if worker is not None and worker.profile.capability.models is not None:
+            self._core.fleet.extend(worker, event.models)
+            self._core.placement.freed(worker)
+
     def heartbeat(self, event: e.WorkerHeartbeat) -> None:
         worker = self._known(event.peer)
         if worker is None:

@@ -44,6 +44,16 @@ class Offers:
         if before != now or len(gone) > 1:
             self._count(gone, now)
 
+    def came(self, worker_id: str, entry: Entry) -> None:
+        """A worker has one more model, and will say hello about it. Until then it is taken to do what its other
+        versions there do."""
+        models, model_id = self.of_worker(worker_id), entry["model_id"]
+        if worker_id not in self._said or worker_id in self._unjudged or model_id in models:
+            return
+        name = split(model_id)[0]
+        others = (actions_of(told) or set() for other, told in models.items() if split(other)[0] == name)
+        self.said(worker_id, {**models, model_id: {**entry, "actions": sorted(set().union(*others))}})
+
     def _count(self, gone: list[dict[str, Entry]], come: dict[str, Entry]) -> None:
         for models in gone:
             self._counts.subtract(models.keys())

@@ -502,3 +502,17 @@ def test_a_worker_shows_its_status() -> None:
     assert worker.status == "ready"
     lab.submit(1)
     assert worker.status == "busy"
+
+
+def test_a_model_that_came_is_run_before_the_worker_says_hello_about_it() -> None:
+    lab = Lab()
+    lab.hello("w", models=frozenset(("m:1",)))
+    assert lab.submit(1, model_id="m:2") == ["reject c r1 model_not_found"]
+    assert lab.feed(e.ModelCame("w", frozenset(("m", "m:2")))) == []
+    assert lab.submit(2, model_id="m:2") == ["assign w j2/1"]
+    assert lab.submit(3, model_id="m:1") == []
+    assert lab.result("w", "j2/1")[-1] == "assign w j3/1"
+    lab.result("w", "j3/1")
+    lab.hello("w", models=frozenset(("m:1",)))
+    assert lab.submit(4, model_id="m:2") == ["reject c r4 model_not_found"]
+    assert lab.feed(e.ModelCame("gone", frozenset(("m:2",)))) == []

@@ -462,6 +462,8 @@ def test_a_version_in_use_is_not_taken_out(client: Client, peer: Peer, name: str
     client.models.set_traffic(name)
     client.models.set_alias(name, "prod", "1")
     assert client.models.delete_version(name, "4").version == "4"
+    assert not client.models.info(f"{name}:4").registered  # its files are there
+    peer.offer({f"{name}:{version}": PREDICTS for version in (1, 2, 3)})
     with pytest.raises(ModelNotFound):
         client.models.info(f"{name}:4")
     with pytest.raises(ModelNotFound, match="not registered"):
@@ -486,8 +488,9 @@ def test_the_registry_outlives_the_server() -> None:
     with House() as own, own.client() as client:
         own.start_orchestrator()
         models = {"m:1": PREDICTS, "m:2": PREDICTS}
-        with Peer(own, "w", models, {FETCH: lambda data, frames: FETCHED}):
+        with Peer(own, "w", models, {FETCH: lambda data, frames: FETCHED}) as peer:
             client.models.register("m", "folder", alias="prod", metadata={"tags": ["kept"]})
+            peer.offer({**models, "m:3": PREDICTS})
             client.models.set_alias("m", "canary", "1")
             client.models.set_alias("m", "canary", None)
             client.models.set_traffic("m", {"1": 60, "2": 40}, policy={"devices": ["cpu"]})

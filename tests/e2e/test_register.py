@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from instructors.sources import staging
@@ -58,6 +59,16 @@ def test_a_folder_is_registered(client: Client, models: Path) -> None:
     assert info.content_hash == made.content_hash
     assert info.metadata.type == "onnx"
     eventually(lambda: staged(models) == [])
+
+
+def test_what_is_registered_is_served_at_once(client: Client, tmp_path: Path) -> None:
+    """Also by an alias that moved with it, before the worker has looked at its folder again."""
+    for factor in (7, 8):
+        onnx_models.affine(tmp_path / "model.onnx", factor, 0)
+        made = client.models.register("prompt", tmp_path, alias="default")
+        for name in ("prompt", "prompt@default", made.model_id):
+            answer = client.predict(name, {"x": np.ones((1, 1), np.float32)})
+            assert (answer.model_version, answer.outputs["y"].item()) == (made.version, factor)
 
 
 def test_files_of_the_client_are_registered(client: Client, models: Path, tmp_path: Path) -> None:

@@ -121,3 +121,16 @@ def test_only_so_many_workers_are_remembered() -> None:
 
 def test_a_name_stands_for_its_versions() -> None:
     assert with_names(["demo", "m:1", "m:2"]) == {"demo", "m", "m:1", "m:2"}
+
+
+def test_what_came_to_a_worker_does_what_its_other_versions_do() -> None:
+    offers, _ = offering(w={"m:1": PREDICTS, "demo": PAINTS}, other={"n": PAINTS})
+    offers.came("w", entry("m:2", family="onnx"))
+    assert offers.newest("m") == "2"
+    assert dict(offers.entries("m:2")) == {"w": entry("m:2", sorted(PREDICTS), family="onnx")}
+    assert offers.default("inference.predict") == "m"
+    offers.came("w", entry("new:1"))  # of the first version nobody knows it yet
+    assert "new:1" in offers
+    assert offers.default("inference.predict") == "m"
+    offers.came("nobody", entry("m:3"))
+    assert "m:3" not in offers
