@@ -4,6 +4,7 @@ Nothing is half registered: the row is written when the files are in place, and 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from orchestrator.registry.change import Change
 from orchestrator.registry.offers import with_names
 from orchestrator.registry.state import Version, model_row, version_row
 from orchestrator.store import ArtifactRow, RegistryRow, queries
-from protocol.errors import InternalError, NotFound, PayloadTooLarge, RequestConflict
+from protocol.errors import InternalError, InvalidRequest, NotFound, PayloadTooLarge, RequestConflict
+from protocol.limits import NAME_LENGTH_MAX
 from protocol.model_ids import model_id_of
 from protocol.schemas.artifact import ArtifactRef
 from protocol.schemas.model import FetchResult, MetadataFields
@@ -49,10 +51,12 @@ class Registration:
         self._nbytes = 0  # of the attachments that are held
 
     def start(self) -> None:
-        """Raises RequestConflict for a version that is there, or on its way."""
+        """Raises RequestConflict for a version that is there, or on its way, and InvalidRequest for an id too long."""
         change, name = self._change, self._data.name
         check_room(self._broker, change.tenant, name)
         self._version = self._data.version or self._next_version()
+        if len(model_id_of(name, self._version)) > NAME_LENGTH_MAX:
+            raise InvalidRequest(f"A name and its version may have {NAME_LENGTH_MAX - 1} characters together.")
         model = self._broker.registry.get(change.tenant, name)
         if model is not None and self._version in model.versions:
             raise RequestConflict("This version is registered already; a version never changes.")
@@ -177,12 +181,11 @@ def _without_bytes(source: dict[str, Any]) -> dict[str, Any]:
 
 def _known_fields(told: dict[str, Any]) -> dict[str, Any]:
     """What a worker says of the files, as far as it is metadata."""
-    try:
-        known = {name: told[name] for name in MetadataFields.model_fields if name in told}
-        fields = MetadataFields.model_validate(known)
-    except ValidationError:
-        return {}
-    return fields.model_dump(exclude_none=True)
+    known: dict[str, Any] = {}
+    for name in MetadataFields.model_fields.keys() & told.keys():
+        with suppress(ValidationError):
+            known |= MetadataFields.model_validate({name: told[name]}).model_dump(exclude_none=True)
+    return known
 
 
 HANDLERS = {"model.register": register}

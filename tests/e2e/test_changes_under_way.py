@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.client import Client
 from protocol.codec import unpack_header
-from protocol.errors import ModelNotFound, OutOfMemory, RequestConflict
+from protocol.errors import InvalidRequest, ModelNotFound, OutOfMemory, RequestConflict
 from protocol.ids import new_id
 from tests.e2e.house import House, eventually
 from tests.e2e.peer import Data, Peer, hold
@@ -140,3 +140,18 @@ def test_what_a_worker_warns_of_is_told_to_who_registers(client: Client, peer: P
     peer.answers[FETCH] = lambda data, frames: FETCHED
     assert client.models.register(name, "models:/m@production").warnings == []
     eventually(lambda: client.models.info(f"{name}:3").registered)
+
+
+def test_one_field_that_is_too_long_costs_no_other(client: Client, peer: Peer, name: str) -> None:
+    told = {"family": "onnx", "license": "MIT", "description": "x" * 10_001, "hashes": {"y" * 201: "0"}}
+    peer.answers[FETCH] = lambda data, frames: {**FETCHED, "metadata": told}
+    client.models.register(name, "folder")
+    metadata = client.models.info(f"{name}:3").metadata
+    assert (metadata.family, metadata.license, metadata.description, metadata.hashes) == ("onnx", "MIT", None, None)
+
+
+def test_what_could_not_be_asked_for_by_its_id_is_not_registered(client: Client, peer: Peer) -> None:
+    with pytest.raises(InvalidRequest, match="together"):
+        client.models.register("m" * 190, "folder", version="1234567890")
+    assert peer.asked(FETCH) == []
+    assert len(client.models.register("m" * 190, "folder", version="123456789").model_id) == 200
