@@ -1,5 +1,8 @@
 """What files of tensors are, by their names and shapes: layouts as they are written by their trainers and libraries."""
 
+import struct
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 
 from instructors.catalogue import content, header, judge
 from instructors.catalogue.judge import Kind
+from protocol.limits import MIB
 from tests.instructors import tiny, tiny_lora
 from tests.instructors.tensor_files import write
 
@@ -156,6 +160,26 @@ def test_no_suffix_is_believed(tmp_path: Path, name: str) -> None:
     found = content.of_file(file)
     assert found is not None
     assert (found.type, found.format) == ("diffusion_model", "safetensors")
+
+
+@pytest.mark.timeout(10)
+def test_a_zip_with_a_huge_directory_is_told_at_once(tmp_path: Path) -> None:
+    entry = b"PK\x01\x02" + bytes(24) + struct.pack("<HHHHHII", 1, 0, 0, 0, 0, 0, 0) + b"a"
+    count = 500_000
+    ends = struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, count * len(entry), 4)
+    last = struct.pack("<IQI", 0, 4 + count * len(entry), 1)
+    file = tmp_path / "bomb.zip"
+    file.write_bytes(
+        b"PK\x03\x04" + entry * count + b"PK\x06\x06" + ends + b"PK\x06\x07" + last + b"PK\x05\x06" + bytes(18)
+    )
+    tracemalloc.start()
+    try:
+        begun = time.perf_counter()
+        assert content.of_file(file) is None
+        assert time.perf_counter() - begun < 0.5
+        assert tracemalloc.get_traced_memory()[1] < 20 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_zips_are_pickles_only_with_a_pickle_in_them(tmp_path: Path) -> None:
