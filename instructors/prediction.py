@@ -10,7 +10,7 @@ import structlog
 
 from instructors import images, tensor_bytes
 from instructors.memory import NoRoomNow
-from instructors.pipelines.onnx.facts import BFLOAT16, check, check_outputs
+from instructors.pipelines.onnx.facts import BFLOAT16, Array, check, check_outputs
 from instructors.pipelines.onnx.loading import Problem
 from instructors.pipelines.onnx.serving import Request, Serving, Tensors
 from instructors.pipelines.onnx.steps import items_of
@@ -19,7 +19,7 @@ from instructors.results_cache import Claim
 from instructors.task import Blob, Context
 from protocol.codec import Buffer
 from protocol.enums import ErrorCode
-from protocol.errors import AtelierError, InternalError, InvalidRequest, OutOfMemory, PayloadTooLarge
+from protocol.errors import AtelierError, InternalError, InvalidRequest, PayloadTooLarge
 from protocol.schemas.base import nearest
 from protocol.schemas.predict import PredictOptions, PredictValues
 from protocol.tensors import MEDIA_TYPE, Tensor, from_numpy, to_numpy
@@ -124,7 +124,7 @@ class Prediction:
 
         def go_on() -> None:
             if isinstance(problem, NoRoomNow):
-                self.unit.error = problem  # the whole job is begun again when there is room
+                self.unit.error = problem  # begun again, as in `_failure_of`
                 return
             failure = problem or self._failure_of(partial(self._ask_for, model_id, values))
             if failure is not None and failure.code in PASSED_ON and self._left:
@@ -229,8 +229,8 @@ class Prediction:
             go_on()
         except AtelierError as error:
             return error
-        except NoRoomNow:
-            return OutOfMemory()
+        except NoRoomNow as error:
+            self.unit.error = error  # the whole job is begun again when there is room
         except Exception:
             log.exception("a prediction failed")
             return InternalError()
@@ -257,6 +257,8 @@ class Prediction:
             self._settle(claim, outputs, unit.run_ms)
         self._run_ms += unit.run_ms
         self._batch_size = max(self._batch_size, unit.batch_size)
+        if self._serving.after.steps:  # which see numbers
+            outputs = {name: _widened(array) if name in self._bits else array for name, array in outputs.items()}
         self._through(self._serving.after, {**self._carried, **outputs}, self._finish)
 
     def _settle(self, claim: Claim, outputs: Tensors, run_ms: float) -> None:
@@ -306,8 +308,13 @@ class Prediction:
                 failure = error
         return {"error": failure.to_wire()}
 
+    @property
+    def _bits(self) -> frozenset[str]:
+        """The model's outputs of bfloat16, which come as its bits."""
+        return frozenset(info.name for info in self._serving.facts.outputs if info.dtype == BFLOAT16)
+
     def _asked_for(self) -> dict[str, Tensor]:
-        bits = {info.name for info in self._serving.facts.outputs if info.dtype == BFLOAT16}
+        bits = frozenset[str]() if self._serving.after.steps else self._bits
         arrays = {name: value for name, value in self._left_over.items() if isinstance(value, np.ndarray)}
         if self._options.outputs is not None:
             for name in self._options.outputs:
@@ -347,6 +354,11 @@ def _items(tensors: Tensors) -> int:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InvalidRequest(f"inputs: all have the same number of items along their first axis; these have {told}.")
     return next(iter(counts.values()))
+
+
+def _widened(bits: Array) -> Array:
+    """The numbers of a bfloat16's bits, as float32."""
+    return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
 
 
 def _told(name: str, tensor: Tensor, blobs: list[Blob] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from onnx import helper
 from PIL import Image
 
 from instructors import images, prediction
-from instructors.pipelines.onnx import runner, serving
+from instructors.pipelines.onnx import loading, runner, serving
 from protocol.errors import AtelierError, InvalidRequest, ModelInvalid, PayloadTooLarge, TimeoutRun
 from tests.instructors import onnx_models
 from tests.worker.shop import Shop
@@ -253,3 +253,50 @@ def test_an_answer_that_cannot_be_kept_keeps_nobody_waiting(
         patch.setattr(prediction.tensor_bytes, "pack", no_memory)
         ends(shop, [shop.begin(ACTION, data), shop.begin(ACTION, data)])
     assert floats(shop.run(ACTION, data)) == [2]
+
+
+def test_a_chain_waits_for_room_for_its_next_model(shop: Shop, tmp_path: Path) -> None:
+    """While another job uses what would have to leave; and does not fail for it."""
+    wide = (8, 1024, 1024, 8)
+    onnx_models.mlp(folder(tmp_path, "held", "[batching]\nmax_queue_delay_us = 1_500_000"), wide)
+    onnx_models.mlp(folder(tmp_path, "first", f'then = "second"\n{RENAMED}'), wide)
+    onnx_models.mlp(folder(tmp_path, "second"), wide)
+    for name in ("held", "first"):
+        shop.run("model.load", {"model_id": name})
+    shop.residency._budget = shop.residency.nbytes + 2**20
+    held = shop.begin(ACTION, asking("held", ones(1, 8)))
+    chain = shop.begin(ACTION, asking("first", ones(1, 8)))
+    shop.turn_until(lambda: shop.outcome(held) is not None)
+    assert shop.outcome(chain) is None
+    assert shop.end(chain)["model_id"] == "second"
+
+
+def test_a_changed_model_is_taken_up_when_there_is_room_again(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "LOOK_S", 0.1)
+    monkeypatch.setattr(loading, "AGAIN_S", 0.1)
+    path = folder(tmp_path, "double", "[batching]\nmax_queue_delay_us = 1_500_000")
+    onnx_models.affine(path, 2, 0)
+    shop.run("model.load", {"model_id": "double"})
+    shop.residency._budget = shop.residency.nbytes + 2**20
+    held = shop.begin(ACTION, asking("double", ones(1, 1)))
+    onnx_models.affine(path.with_name("new.part"), 3, 0)
+    os.replace(path.with_name("new.part"), path)
+    told = shop.run("model.reload", {"model_id": "double"})
+    assert [entry["error"]["code"] for entry in told["failed"]] == ["out_of_memory"]
+    assert floats(shop.end(held)) == [2]
+
+    def answered() -> list[float]:
+        return floats(shop.end(shop.begin(ACTION, asking("double", ones(1, 1)), priority=9)))
+
+    shop.turn_until(lambda: answered() == [3])
+
+
+def test_steps_after_a_model_see_the_numbers_of_bfloat16(shop: Shop, tmp_path: Path) -> None:
+    manifest = '[[postprocess]]\nstep = "top_k"\ninput = "y"\nk = 2'
+    onnx_models.identity(folder(tmp_path, "bits", manifest), "bfloat16", ("batch", 3))
+    bits = np.array([[0x3F80, 0xC000, 0x4000]], np.uint16)  # 1, -2, 2
+    data = {"model_id": "bits", "inputs": [{**tensor(bits), "dtype": "bfloat16"}]}
+    [told] = shop.run(ACTION, data)["predictions"]
+    assert [(entry["index"], entry["score"]) for entry in told["classes"]] == [(2, 2.0), (0, 1.0)]

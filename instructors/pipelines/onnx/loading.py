@@ -28,6 +28,7 @@ from protocol.enums import ErrorCode
 from protocol.errors import AtelierError, InternalError, Unavailable
 
 LOOK_S = 1.0  # a model's files are looked at so often, at most
+AGAIN_S = 10.0  # until what found no room beside the old is tried again, at the least
 SERVED_MAX = 1000  # names
 PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
@@ -201,6 +202,8 @@ class Loader:
         if problem is not None:
             reason = problem.message if isinstance(problem, AtelierError) else "there is no room for both"
             log.error("the old model stays: the new one is not usable", model_id=model_id, problem=reason)
+        if isinstance(problem, NoRoomNow):
+            current.seen, current.look_at = (), time.monotonic() + AGAIN_S
         for ended in waiting:
             ended(current.model.model_id, changed, problem)
 
