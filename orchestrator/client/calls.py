@@ -75,7 +75,10 @@ def encode(request: Request, blobs: Sequence[bytes] = ()) -> list[bytes]:
     the connection: the caller could not be told.
     """
     header = request.to_wire()
-    raw = codec.pack(header)
+    try:
+        raw = codec.pack(header)
+    except OverflowError:
+        raise MalformedMessage("An integer in the data has more than 64 bits.") from None
     codec.check_attachments(codec.unpack_header(raw), [len(blob) for blob in blobs])
     for blob in blobs:
         if len(blob) > DEFAULT_LIMITS.frame_bytes_max:

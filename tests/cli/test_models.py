@@ -13,6 +13,7 @@ from tests.e2e.house import House
 from tests.e2e.peer import Peer
 
 PREDICTS = ["inference.predict"]
+MODELS = {"m:1": PREDICTS, "m:2": PREDICTS, "demo": ["inference.text2img"]}
 FETCHED = {"content_hash": "abc", "nbytes": 2048, "metrics": {"error_m": 4.5}, "metadata": {"family": "onnx"}}
 
 
@@ -20,9 +21,13 @@ FETCHED = {"content_hash": "abc", "nbytes": 2048, "metrics": {"error_m": 4.5}, "
 def house() -> Iterator[House]:
     with House() as started:
         started.start_orchestrator()
-        models = {"m:1": PREDICTS, "m:2": PREDICTS, "demo": ["inference.text2img"]}
-        with Peer(started, "w1", models, {"model.fetch": lambda data, frames: FETCHED}, resident=["m:1"]):
-            yield started
+        yield started
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peer(house: House) -> Iterator[Peer]:
+    with Peer(house, "w1", MODELS, {"model.fetch": lambda data, frames: FETCHED}, resident=["m:1"]) as started:
+        yield started
 
 
 def run(house: House, *arguments: str, code: int = 0) -> str:
@@ -36,7 +41,7 @@ def told(house: House, *arguments: str) -> Any:
     return json.loads(run(house, *arguments, "--json"))
 
 
-def test_a_version_from_its_registration_to_its_end(house: House, tmp_path: Path) -> None:
+def test_a_version_from_its_registration_to_its_end(house: House, peer: Peer, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"model")
     made = told(house, "register", "m", str(tmp_path), "--alias", "prod", "--meta", "license=MIT", "--author", "ada")
     assert (made["version"], made["aliases"]) == ("3", ["prod"])
@@ -48,6 +53,7 @@ def test_a_version_from_its_registration_to_its_end(house: House, tmp_path: Path
     assert told(house, "rollback", "m", "prod")["version"] == "3"
     assert run(house, "alias", "m", "prod", "--delete").split() == ["m@prod", "3", "->", "nothing"]
     assert "m:3" in run(house, "delete", "m", "3")
+    peer.offer(MODELS)  # its files were taken away, too
     lines = told(house, "history", "m")
     assert [line["kind"] for line in lines] == ["delete_version", "alias", "rollback", "alias", "alias", "register"]
     assert lines[-1]["author"] == "ada"
@@ -100,6 +106,7 @@ def test_the_state_of_each_worker(house: House) -> None:
         (["traffic", "m", "--clear", "--split", "1=100"], 2, "--clear"),
         (["metadata", "m", "--set", "license"], 2, "FIELD=VALUE"),
         (["metadata", "m", "--set", "licence=MIT"], 1, "license"),
+        (["metadata", "m", "--set", f'user={{"x": {2**64}}}'], 1, "error: malformed_message: An integer"),
         (["show", "nothing"], 1, "No worker has this model"),
         (["rollback", "m", "canary"], 1, "has not pointed to another"),
     ],
