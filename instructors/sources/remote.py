@@ -23,6 +23,8 @@ S3_OPTIONS = {
     "config_kwargs": {"connect_timeout": CONNECT_S, "read_timeout": ANSWER_S, "retries": {"max_attempts": 1}},
     "skip_instance_cache": True,
 }
+HTTP_OPTIONS = {"allow_redirects": False, "skip_instance_cache": True}  # they could lead anywhere
+OPTIONS: dict[str, dict[str, Any]] = {"s3": S3_OPTIONS, "s3a": S3_OPTIONS, "http": HTTP_OPTIONS, "https": HTTP_OPTIONS}
 PLAIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s?#*\[\]\\]+")
 
 
@@ -52,8 +54,7 @@ class RemoteSource:
         try:
             import fsspec
 
-            options: dict[str, Any] = S3_OPTIONS if scheme in ("s3", "s3a") else {}
-            self._filesystem, self._path = fsspec.url_to_fs(url, **options)
+            self._filesystem, self._path = fsspec.url_to_fs(url, **OPTIONS.get(scheme, {}))
         except ImportError:
             extra = "atelier[s3]" if scheme == "s3" else f"what fsspec needs for {scheme}"
             raise Unavailable(f"This worker lacks the library for {scheme}:// URLs: install {extra}.") from None
@@ -63,11 +64,16 @@ class RemoteSource:
     def files(self) -> Sequence[SourceFile]:
         with _failures():
             found = self._filesystem.find(self._path, detail=True)
+            found = {
+                key: entry or self._filesystem.info(key) for key, entry in found.items()
+            }  # of http, files have none
         prefix = self._path.rstrip("/") + "/"
         files = []
         for key, entry in found.items():
             if entry["type"] != "file" or key.endswith("/"):  # some tools mark a folder by an empty object
                 continue
+            if entry.get("size") is None:
+                raise Unavailable("The place does not say how long its files are.")
             path = key.removeprefix(prefix) if key.startswith(prefix) else basename(key)
             files.append(SourceFile(path, int(entry["size"]), key))
         if not files:

@@ -3,8 +3,11 @@
 import hashlib
 import io
 import os
+import shutil
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +268,49 @@ def test_a_folder_that_is_not_there_is_not_found(root: Path) -> None:
 def test_only_urls_that_the_operator_allowed_are_opened(url: str, error: type[AtelierError]) -> None:
     with pytest.raises(error):
         open_url(url, ["s3://models/", "file:///srv/incoming/"])
+
+
+@contextmanager
+def serving(files: dict[str, bytes], moved: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """A web server on loopback: its address, and the paths that it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            data = files.get(self.path)
+            self.send_response(302 if self.path in moved else 404 if data is None else 200)
+            if self.path in moved:
+                self.send_header("Location", moved[self.path])
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_may_be_allowed_and_sends_nobody_elsewhere(root: Path, tmp_path: Path) -> None:
+    """Redirected, the worker would ask its own machine, or the cloud's metadata service, on behalf of that server."""
+    pytest.importorskip("aiohttp")
+    data = onnx_bytes(tmp_path)
+    with (
+        serving({"/metadata": data}, {}) as (inner, asked),
+        serving({"/models/net.onnx": data}, {"/models/moved.onnx": f"{inner}/metadata"}) as (outer, _),
+    ):
+        with pytest.raises(ModelInvalid, match="empty"):
+            bring_from(open_url(f"{outer}/models/moved.onnx", [f"{outer}/models/"]), root)
+        assert asked == []
+        shutil.rmtree(root / ".staging/place/found")
+        answer = bring_from(open_url(f"{outer}/models/net.onnx", [f"{outer}/models/"]), root)
+    assert answer["nbytes"] == len(data)
