@@ -58,8 +58,8 @@ def _begins_as_onnx(start: bytes) -> bool:
 
 
 def _is_pickle(start: bytes, stream: BinaryIO) -> bool:
-    """A pickle's own mark; or a zip with a pickle in it, as torch writes them, or one that was cut off. The directory of
-    a zip is not parsed: it may be made to take gigabytes."""
+    """A pickle's own mark; or a zip with a pickle in it, as torch writes them, or one that was cut off. The directory
+    of a zip is not parsed: it may be made to take gigabytes."""
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:
         return True
     if not start.startswith(ZIP):
