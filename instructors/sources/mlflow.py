@@ -194,9 +194,14 @@ def _numbers(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]
     for entry in entries[:WORDS_MAX]:
         value = entry.get("value")
         if isinstance(value, int | float) and math.isfinite(value):
-            yield str(entry.get("key"))[:TEXT_MAX], float(value)
+            yield _text(entry.get("key")), float(value)
 
 
 def _texts(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for entry in entries[:WORDS_MAX]:
-        yield str(entry.get("key"))[:TEXT_MAX], str(entry.get("value", ""))[:TEXT_MAX]
+        yield _text(entry.get("key")), _text(entry.get("value", ""))
+
+
+def _text(value: Any) -> str:
+    """Not too long, and such that it can be sent: JSON may hold half a character."""
+    return str(value)[:TEXT_MAX].encode(errors="replace").decode()

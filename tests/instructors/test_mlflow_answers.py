@@ -11,6 +11,7 @@ import pytest
 
 from instructors.sources import Broken, Source
 from instructors.sources.mlflow import MlflowSource
+from protocol.codec import pack
 from protocol.errors import AtelierError, Forbidden, ModelInvalid, NotFound, Unavailable
 
 VERSION = {"model_version": {"name": "net", "version": "1"}}
@@ -127,3 +128,15 @@ def test_credentials_of_the_address_are_sent_and_not_told(monkeypatch: pytest.Mo
             MlflowSource("models:/net/1", known, nowhere).files()
         assert asked[0][1] == "Basic YWRhOnNlY3JldA=="
         assert "secret" not in repr(caught.value)
+
+
+def test_tags_that_are_no_text_can_be_told() -> None:
+    """JSON may hold half a character, which nothing that is sent may."""
+    data = {"tags": [{"key": "a\ud800", "value": "\udfff"}], "metrics": [{"key": "\ud800", "value": 1}]}
+    run, version = {"run": {"data": data}}, {"model_version": {**VERSION["model_version"], "run_id": "r"}}
+    answers = {"model-versions/get": version, "get-download-uri": LOCATION, "runs/get": run, "artifacts": ONE_FILE}
+    with serving(answers) as (address, _):
+        source = MlflowSource("models:/net/1", address, nowhere)
+        source.files()
+    assert pack([source.told.tags, source.told.metrics])
+    assert source.told.tags == {"a?": "?"}
