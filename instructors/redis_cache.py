@@ -107,8 +107,6 @@ class RedisCache:
     # Its own thread
 
     def _run(self) -> None:
-        from redis.exceptions import RedisError
-
         while True:
             batch: list[_Lookup | _Store] = []
             try:
@@ -119,7 +117,8 @@ class RedisCache:
                 if over:
                     return
                 self._do(batch)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # what is no Redis, or one behind a bad proxy, makes the library raise anything
+                self._client.connection_pool.disconnect()  # what it said may still lie there in part
                 self._answer([(operation.key, None, 0.0) for operation in batch if isinstance(operation, _Lookup)])
                 if self._is_away(error):
                     return

@@ -1,6 +1,7 @@
 """The cache of results with a real Redis, which is killed, stopped and given rubbish."""
 
 import queue
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -229,6 +230,34 @@ def test_killed_while_it_is_in_use_it_loses_no_request(server: RedisServer, empl
     killer.join()
     assert computed > 0
     worker.until(lambda: worker.state == "ok")
+
+
+def test_what_speaks_no_redis_any_more_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a proxy may that lost its Redis: greetings are answered, and look-ups with what cannot be parsed."""
+    monkeypatch.setattr(redis_cache, "RETRY_S", 0.1)
+    monkeypatch.setattr(redis_cache, "RETRY_S_MAX", 0.1)
+
+    class Babbler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while said := self.request.recv(65536):
+                commands = said.count(b"\r\n*") + 1
+                if b"GETRANGE" in said:
+                    answer = b"$abc\r\n"
+                elif b"HELLO" in said:
+                    answer = b"%1\r\n$5\r\nproto\r\n:3\r\n" + b"+OK\r\n" * (commands - 1)
+                else:
+                    answer = b"+PONG\r\n" * commands
+                self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Babbler) as babbler:
+        babbler.daemon_threads = True
+        threading.Thread(target=babbler.serve_forever, daemon=True).start()
+        worker = Worker(f"redis://127.0.0.1:{babbler.server_address[1]}")
+        for number in range(3):  # each time it looks alive again
+            worker.until(lambda: worker.state == "ok")
+            assert worker.ask(bytes([number]) * 32).mine
+        worker.cache.close()
+        babbler.shutdown()
 
 
 def test_a_redis_that_is_full_is_told_of_once(server: RedisServer, employ: Callable[..., Worker]) -> None:
