@@ -86,18 +86,21 @@ class Delivery(threading.Thread):
             job.encodes = True
             self._queue.put((job, message, blobs))
         else:
-            self._outbox.put(_outgoing(job, message, blobs))
+            self._put(job, message, blobs)
 
     def run(self) -> None:
         while True:
             job, message, blobs = self._queue.get()
             current_job.set((job.assign.request_id, job.assign.job_id))
-            try:
-                self._outbox.put(_outgoing(job, message, blobs))
-            except Exception:
-                log.exception("encoding failed", kind=message.kind)
-                if isinstance(message, WorkerResult):
-                    self._outbox.put(_outgoing(job, _failed(message, ErrorCode.INTERNAL), ()))
+            self._put(job, message, blobs)
+
+    def _put(self, job: Job, message: WorkerEvent | WorkerResult, blobs: Sequence[Blob]) -> None:
+        try:
+            self._outbox.put(_outgoing(job, message, blobs))
+        except Exception:  # a picture of no usual kind, a text that is none
+            log.exception("encoding failed", kind=message.kind)
+            if isinstance(message, WorkerResult):
+                self._outbox.put(_outgoing(job, _failed(message, ErrorCode.INTERNAL), ()))
 
 
 def cancelled_result(job: Job) -> list[Buffer]:

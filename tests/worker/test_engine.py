@@ -166,6 +166,18 @@ def test_what_one_picture_does_wrong_ends_its_job_alone(fakes: Fakes, clock: Fak
     assert fakes.tasks[0].units[0].quanta < 9
 
 
+def test_an_answer_that_cannot_be_sent_ends_its_job_alone(
+    fakes: Fakes, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a character, as JSON may hold and a model's files with it."""
+    lane = FakeLane(clock)
+    monkeypatch.setattr(FakeShared, "result", lambda task: Result({"text": "\ud800" * (len(task.units) == 2)}))
+    fakes.assign("bad", pictures([lane], [lane]))
+    fakes.assign("good", pictures([lane]))
+    fakes.run()
+    assert [fakes.outcome(job) for job in ("bad", "good")] == ["internal", "done"]
+
+
 # Memory
 
 
