@@ -67,8 +67,6 @@ class Load(SharedTask):
         serving = self._context.loader.serving(self._data.model_id, self._context, self._arrived)
         if serving is None:
             self._unit.away, self._was_loaded = True, False
-        elif serving.broken is not None:
-            raise serving.broken
         else:
             self._loaded(key_of(serving.model), serving.model, serving.nbytes)
 

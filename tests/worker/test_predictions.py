@@ -15,8 +15,9 @@ from onnx import helper
 from PIL import Image
 
 from instructors import images, prediction
+from instructors.models import Model, ModelFolder
 from instructors.pipelines.onnx import loading, runner, serving
-from protocol.errors import AtelierError, InvalidRequest, ModelInvalid, PayloadTooLarge, TimeoutRun
+from protocol.errors import AtelierError, InvalidRequest, ModelInvalid, OutOfMemory, PayloadTooLarge, TimeoutRun
 from tests.instructors import onnx_models
 from tests.worker.shop import Shop
 from worker.engine import engine
@@ -300,3 +301,60 @@ def test_steps_after_a_model_see_the_numbers_of_bfloat16(shop: Shop, tmp_path: P
     data = {"model_id": "bits", "inputs": [{**tensor(bits), "dtype": "bfloat16"}]}
     [told] = shop.run(ACTION, data)["predictions"]
     assert [(entry["index"], entry["score"]) for entry in told["classes"]] == [(2, 2.0), (0, 1.0)]
+
+
+def test_a_model_whose_process_could_not_be_started_again_is_loaded_anew_under_load(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though at no time nobody asks for it."""
+    onnx_models.affine(folder(tmp_path, "double"), 2, 0)
+    shop.run("model.load", {"model_id": "double"})
+    [process] = runners()
+
+    def no_memory(_: object) -> runner.Runner:
+        raise OutOfMemory
+
+    jobs: list[Job] = []
+
+    def keep_asking() -> None:
+        asked = {message["job_id"] for message in shop.messages}
+        waiting = sum(job.assign.job_id not in asked for job in jobs)
+        jobs.extend(shop.begin(ACTION, asking("double", ones(1, 1))) for _ in range(64 - waiting))
+
+    def served() -> bool:
+        keep_asking()
+        return any(message["success"] for message in shop.messages[1:])
+
+    def failed() -> bool:
+        keep_asking()
+        return any(not message["success"] for message in shop.messages)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading.Runner, "start", no_memory)
+        process.kill()
+        shop.turn_until(failed)
+    shop.messages.clear()
+    jobs.clear()
+    shop.turn_until(served)
+
+
+def test_a_model_that_changes_while_it_is_looked_at_is_served_as_it_is_then(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are replaced between their reading and the note of how they were."""
+    monkeypatch.setattr(loading, "LOOK_S", 0.1)
+    path = folder(tmp_path, "double")
+    onnx_models.affine(path, 2, 0)
+    find = ModelFolder.onnx
+
+    def found_then_replaced(models: ModelFolder, model_id: str | None) -> Model:
+        monkeypatch.setattr(ModelFolder, "onnx", find)
+        model = find(models, model_id)
+        onnx_models.affine(path.with_name("new.part"), 3, 0)
+        os.replace(path.with_name("new.part"), path)
+        return model
+
+    monkeypatch.setattr(ModelFolder, "onnx", found_then_replaced)
+    assert floats(shop.run(ACTION, asking("double", ones(1, 1)))) == [3]
+    told = shop.run("model.load", {"model_id": "double"})
+    assert told["content_hash"] == shop.place.models.onnx("double").content_hash

@@ -84,13 +84,15 @@ class Loader:
         if serving.broken is not None:
             place.retire(current.key)
             self._current.pop(model_id, None)
+            raise serving.broken.with_traceback(None)  # whoever waits for its end would keep it here
         return serving
 
     def _find(self, model_id: str | None, place: Place) -> _Current:
-        model = place.models.onnx(model_id)
+        seen = _seen(model_id, place.models.onnx(model_id), place.models)
+        model = place.models.onnx(model_id)  # read after that, so that no change between goes unseen
         if len(self._current) >= SERVED_MAX:
             self._current.clear()
-        current = _Current(model, _seen(model_id, model, place.models), time.monotonic() + LOOK_S)
+        current = _Current(model, seen, time.monotonic() + LOOK_S)
         self._current[model_id] = current
         return current
 
@@ -219,7 +221,7 @@ def _started(model: Model, place: Place) -> Serving:
     serving = Serving(model, place, lambda: Runner.start(spec_of(model, place)))
     try:
         warm_up(serving)
-    except AtelierError:
+    except BaseException:
         serving.runner.close()
         raise
     return serving
