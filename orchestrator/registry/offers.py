@@ -88,10 +88,16 @@ class Offers:
         return any(model_id in self._said.get(worker_id, ()) for worker_id in self._fleet.by_id)
 
     def newest(self, name: str) -> str | None:
-        """The newest version that a connected worker has; else that any of this run had. None: there are none."""
+        """The newest usable version that a connected worker has; else the newest that one has; else that any of this
+        run had. None: there are none."""
         versions = self.versions(name)
-        found = next((version for version in versions if self.connected(f"{name}:{version}")), None)
-        return found or next(iter(versions), None)
+        there = [version for version in versions if self.connected(f"{name}:{version}")]
+        usable = (version for version in there if self._usable(f"{name}:{version}"))
+        return next(usable, None) or next(iter(there or versions), None)
+
+    def _usable(self, model_id: str) -> bool:
+        """Does some worker find nothing wrong with its files?"""
+        return any(not entry.get("problem") for _, entry in self.entries(model_id))
 
     def entries(self, model_id: str) -> Iterator[tuple[str, Entry]]:
         """(worker_id, what it says of the model) of each worker of this run that has it."""

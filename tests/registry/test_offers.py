@@ -82,6 +82,19 @@ def test_a_later_hello_changes_what_there_is() -> None:
     assert list(offers) == ["other"]
 
 
+def test_a_version_whose_files_are_damaged_does_not_answer_for_the_name() -> None:
+    offers, fleet = offering()
+    fleet.by_id["a"] = Worker()
+    offers.said("a", {"m:1": entry("m:1"), "m:2": entry("m:2", problem="Not a whole file.")})
+    assert offers.newest("m") == "1"
+    fleet.by_id["b"] = Worker()
+    offers.said("b", {"m:2": entry("m:2")})  # whose files are whole
+    assert offers.newest("m") == "2"
+    offers.said("a", {"m:2": entry("m:2", problem="Not a whole file.")})
+    offers.said("b", {})
+    assert offers.newest("m") == "2"  # nothing else is there: its worker says what is wrong
+
+
 def test_the_newest_version_is_one_that_a_connected_worker_has() -> None:
     offers, fleet = offering(a={"m:9": None, "m:1": None}, b={"m:10": None, "m:2-rc": None})
     assert offers.versions("m") == ["10", "9", "2-rc", "1"]
