@@ -10,7 +10,7 @@ import json
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ import structlog
 from instructors import manifest, single_files
 from instructors.catalogue import header
 from instructors.catalogue.header import Damaged
-from instructors.catalogue.sniff import IDENTIFIER, class_of, read_json
+from instructors.catalogue.sniff import IDENTIFIER, class_of, is_too_deep, read_json
 from instructors.manifest import Manifest
 from instructors.model_settings import ModelSettings, read_settings, settings_of
 from instructors.onnx_layout import COMPONENT_CLASS, GRAPH_FILE, GRAPH_SUFFIXES, PREFIX
@@ -33,6 +33,7 @@ from protocol.schemas.base import nearest
 
 INDEX = "model_index.json"
 INDEX_BYTES_MAX = 256 * KIB
+CONFIG_BYTES_MAX = MIB  # of a component
 FILES_MAX = 1000  # in one model
 KNOWN_SHOWN = 50  # names in an error's details
 VERSIONS_MAX = 1000  # of one model
@@ -225,6 +226,7 @@ class ModelFolder:
         # where there are graphs, nothing else that computes is loaded, whatever the index says it was
         components = _check_index({**index, **{name: list(COMPONENT_CLASS) for name in graphs}})
         digest, hashes, elements = self.inspect(path)
+        _check_configs(path, components)
         family, only_inpaints = _family(index["_class_name"]), _only_inpaints(path / "unet/config.json")
         nbytes = sum(file.stat().st_size for name in graphs for file in (path / name).iterdir())
         return Model(model_id, path, family, components, elements, hashes, digest, only_inpaints, said, nbytes)
@@ -442,6 +444,14 @@ def _check_index(index: dict[str, Any]) -> dict[str, tuple[str, str] | None]:
             raise ModelInvalid(f"{INDEX} wants code of its own for {name[:60]!r}, and that is not run.")
         components[name] = None if value[0] is None else (str(value[0]), str(value[1]))
     return components
+
+
+def _check_configs(path: Path, components: Iterable[str]) -> None:
+    """A component is made as large as its config says, before its weights are looked at."""
+    for name in components:
+        file = path / name / "config.json"
+        if file.is_file() and (file.stat().st_size > CONFIG_BYTES_MAX or is_too_deep(read_json(file) or {})):
+            raise ModelInvalid(f"The config of {name!r} is too large, or asks for more layers than any model has.")
 
 
 def _family(class_name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from instructors.catalogue.content import CONFIG
 from instructors.catalogue.header import Header
 from instructors.catalogue.report import Report
-from instructors.catalogue.sniff import IDENTIFIER, class_of, read_json
+from instructors.catalogue.sniff import IDENTIFIER, class_of, is_too_deep, read_json
 from instructors.models import INDEX, LIBRARIES, NOT_LOADED
 from protocol.limits import MIB
 
@@ -22,8 +22,7 @@ CONFIGS = {  # how a component's name begins -> the files of which one must be t
 }
 OPTIONAL = (*NOT_LOADED, "feature_extractor", "image_encoder", "image_processor")
 JSON_BYTES_MAX = 16 * MIB  # of a list of shards, of a vocabulary
-LAYERS = ("layers_per_block", "num_layers", "num_single_layers", "transformer_layers_per_block", "depth")
-LAYERS_MAX, NUMBER_MAX, BLOCKS_MAX = 200, 10_000_000, 32
+NUMBER_MAX = 10_000_000  # in a config
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of attention in old VAEs
 SHOWN = 5  # names in a message
 REMEDY = "Get the component anew, from one source: its config and its weights belong together."
@@ -154,15 +153,12 @@ def expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
 
 def _is_sane(config: Mapping[str, Any]) -> bool:
     """Whether making a module of it takes a moment only."""
-    for name, value in config.items():
+    for value in config.values():
         numbers = value if isinstance(value, list) else [value]
         numbers = [number for entry in numbers for number in (entry if isinstance(entry, list) else [entry])]
-        limit = LAYERS_MAX if name in LAYERS else NUMBER_MAX
-        if len(numbers) > BLOCKS_MAX and name in ("block_out_channels", "down_block_types", "up_block_types"):
+        if any(isinstance(number, int | float) and abs(number) > NUMBER_MAX for number in numbers):
             return False
-        if any(isinstance(number, int | float) and abs(number) > limit for number in numbers):
-            return False
-    return True
+    return not is_too_deep(config)
 
 
 def _compare(

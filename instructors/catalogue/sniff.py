@@ -20,6 +20,11 @@ ZIP_HEAD_BYTES, ZIP_TAIL_BYTES = 4 * KIB, 4 * MIB  # where the first name stands
 PICKLE_SUFFIXES = (b".pkl", b".pickle")
 IR_VERSION_TAG, IR_VERSION_MAX = 0x08, 99
 NEXT_TAGS = b"\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca"  # of the fields that may follow in an ONNX file
+LAYERS = (
+    "layers_per_block", "num_layers", "num_single_layers", "num_hidden_layers", "transformer_layers_per_block", "depth"
+)  # fmt: skip
+BLOCKS = ("block_out_channels", "down_block_types", "up_block_types")
+LAYERS_MAX, BLOCKS_MAX = 200, 32
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")  # the name of a class, or of a component
 REMEDY_PICKLE = "Convert it to safetensors on a machine where running its code is no danger."
 
@@ -88,3 +93,16 @@ def class_of(config: Mapping[str, object]) -> str | None:
     named = architectures[0] if isinstance(architectures, list) and architectures else None
     told = config.get("_class_name") or named
     return told if type(told) is str and IDENTIFIER.fullmatch(told) else None
+
+
+def is_too_deep(config: Mapping[str, Any]) -> bool:
+    """Whether a component of this config would have so many layers that making it takes minutes."""
+    for name in (*LAYERS, *BLOCKS):
+        value = config.get(name)
+        numbers = value if isinstance(value, list) else [value]
+        numbers = [number for entry in numbers for number in (entry if isinstance(entry, list) else [entry])]
+        if len(numbers) > BLOCKS_MAX and name in BLOCKS:
+            return True
+        if name in LAYERS and any(isinstance(number, int | float) and number > LAYERS_MAX for number in numbers):
+            return True
+    return False

@@ -280,6 +280,23 @@ def test_a_class_of_no_usual_name_is_refused(root: Path, told: str) -> None:
     assert len(pack(entry)) < 1000
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: {**config, "layers_per_block": 20_000},
+        lambda config: {**config, "transformer_layers_per_block": [1, [2, 20_000]]},
+        lambda config: {**config, "down_block_types": config["down_block_types"] * 1000},
+        lambda config: {**config, "layers_per_block": 20_000, "_comment": " " * 2**20},
+    ],
+)
+def test_a_config_of_endless_layers_is_refused(root: Path, change: Any) -> None:
+    """The device would be at work for minutes, only to make room for its weights."""
+    file = root / "tiny/unet/config.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(ModelInvalid, match="config of 'unet'"):
+        ModelFolder(root).find("tiny")
+
+
 @pytest.mark.parametrize("name", [b"bad\xff", b"two words", b"x" * 201])
 def test_folders_whose_names_are_no_models_are_not_told(root: Path, name: bytes) -> None:
     os.rename(bytes(root / "tiny"), bytes(root) + b"/" + name)
