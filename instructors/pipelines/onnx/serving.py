@@ -8,6 +8,7 @@ else in the new process.
 
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -202,6 +203,8 @@ class Serving:
         self._lanes: dict[Key, Lane] = {}
         self._batches: dict[int, _Batch] = {}
         self._suspects: set[Request] = set()
+        self._starting = False  # another process, after one has ended
+        self._closed = False
         self._ids = itertools.count()
 
     def attach(self) -> None:
@@ -246,12 +249,12 @@ class Serving:
     @property
     def busy(self) -> bool:
         """Whether it has as many batches as it should."""
-        return len(self._batches) >= self.batching.instances + AHEAD
+        return self._starting or len(self._batches) >= self.batching.instances + AHEAD
 
     @property
     def idle(self) -> bool:
-        """Whether no batch of it is computed."""
-        return not self._batches
+        """Whether no batch of it is computed, and one could be."""
+        return not (self._batches or self._starting)
 
     @property
     def suspects(self) -> set[Request]:
@@ -311,16 +314,33 @@ class Serving:
             self._start_again()
 
     def _start_again(self) -> None:
-        """The process ended by itself, or was killed."""
+        """The process ended by itself, or was killed. Another is started on a thread of its own; its requests wait."""
         log.warning("a model's process ended; starting another", model_id=self.name)
         self._place.unwatch(self.runner)
-        self.runner.close()
+        self._starting = True
+        threading.Thread(target=self._restart, args=(self.runner,), name="restart", daemon=True).start()
+
+    def _restart(self, dead: Computes) -> None:
+        runner: Computes | None = None
+        problem: AtelierError = InternalError()
         try:
-            self.runner = self._start()
+            dead.close()
+            runner = self._start()
         except AtelierError as error:
-            log.error("a model's process could not be started again", model_id=self.name, problem=error.message)
-            self.broken = error
+            problem = error
+        except Exception:
+            log.exception("a model's process could not be started again", model_id=self.name)
+        self._place.call_soon(lambda: self._started_again(runner, problem))
+
+    def _started_again(self, runner: Computes | None, problem: AtelierError) -> None:
+        self._starting = False
+        if runner is None:
+            log.error("a model's process could not be started again", model_id=self.name, problem=problem.message)
+            self.broken = problem
+        elif self._closed:
+            runner.close()
         else:
+            self.runner = runner
             self.attach()
 
     def _hand_out(self, batch: _Batch, outputs: Tensors, run_ms: float) -> None:
@@ -368,7 +388,8 @@ class Serving:
 
     def close(self) -> None:
         """End the process. Nobody uses it any more."""
-        if self.broken is None:
+        self._closed = True
+        if self.broken is None and not self._starting:
             self._place.unwatch(self.runner)
             self.runner.close()
 
