@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -358,3 +359,27 @@ def test_a_model_that_changes_while_it_is_looked_at_is_served_as_it_is_then(
     assert floats(shop.run(ACTION, asking("double", ones(1, 1)))) == [3]
     told = shop.run("model.load", {"model_id": "double"})
     assert told["content_hash"] == shop.place.models.onnx("double").content_hash
+
+
+def test_others_are_answered_while_a_models_process_is_started_again(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx_models.affine(folder(tmp_path, "double"), 2, 0)
+    shop.run("model.load", {"model_id": "double"})
+    [process] = runners()
+    onnx_models.affine(folder(tmp_path, "triple"), 3, 0)
+    shop.run("model.load", {"model_id": "triple"})
+    may_start, start = threading.Event(), loading.Runner.start
+
+    def late(spec: Any) -> runner.Runner:
+        assert may_start.wait(30)
+        return start(spec)
+
+    monkeypatch.setattr(loading.Runner, "start", late)
+    process.kill()
+    waiting = shop.begin(ACTION, asking("double", ones(1, 1)))
+    for _ in range(20):
+        assert floats(shop.run(ACTION, asking("triple", ones(1, 1)))) == [3]
+    assert not any(message["job_id"] == waiting.assign.job_id for message in shop.messages)
+    may_start.set()
+    assert floats(shop.end(waiting)) == [2]
