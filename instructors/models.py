@@ -12,6 +12,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ SHARDS_BYTES_MAX = 16 * MIB
 SHELVES = frozenset(
     {"controlnets", "loras", "vaes", "preprocessors", single_files.FOLDER}
 )  # folders beside the models that hold none
+PREDICTING = ("inference.predict", "predict.batch")
 ONNX = "onnx"  # the family of models that `inference.predict` runs
 WEIGHTS_SUFFIXES = frozenset({".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})  # what the libraries load; no model card
@@ -97,7 +99,7 @@ class Model:
     def actions(self) -> list[str]:
         """What can be asked of it."""
         if self.family == ONNX:
-            return ["inference.predict", "predict.batch"]
+            return list(PREDICTING)
         if self.only_inpaints:
             return ["inference.inpainting"]
         kinds = ["text2img"]
@@ -193,12 +195,18 @@ class ModelFolder:
         The latter are listed so that a request for one reaches the worker and is told `model_invalid`.
         """
         found, settings = [], self._all_settings()
+        can_inspect = find_spec("numpy") is not None
         for name in self.names():
             try:
-                found.append(self.find(name).to_wire(device, settings_of(name, settings)))
+                model = self.find(name)
+                if model.family == ONNX and can_inspect:
+                    _check_graph(model)
+                found.append(model.to_wire(device, settings_of(name, settings)))
             except AtelierError as error:
                 log.warning("not usable", model_id=name, problem=error.message)
-                entry = {"model_id": name, "family": "unknown", "actions": ["inference.text2img"], "content_hash": None}
+                pictures = (self.path_of(name) / INDEX).exists()
+                actions = ["inference.text2img"] if pictures else list(PREDICTING)
+                entry = {"model_id": name, "family": "unknown", "actions": actions, "content_hash": None}
                 found.append({**entry, "problem": error.message})
         return found
 
@@ -381,6 +389,13 @@ def _check_shards(file: Path) -> None:
 def _is_pickle(start: bytes) -> bool:
     """By the first bytes: a zip (torch's format since 1.6) or the pickle protocol's own mark."""
     return start.startswith(b"PK\x03\x04") or (len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5)
+
+
+def _check_graph(model: Model) -> None:
+    """Raise ModelInvalid or Forbidden for an ONNX file that cannot be run, without loading it."""
+    from instructors.pipelines.onnx import graph
+
+    graph.inspect(model.path / model.manifest.onnx.file, model.path)
 
 
 def _looks_like_model(path: Path) -> bool:

@@ -435,3 +435,10 @@ def test_the_manifest(root: Path, tmp_path: Path) -> None:
     with pytest.raises(AtelierError) as caught:
         folder.find("loc")
     assert "hidden" not in caught.value.message
+
+
+def test_an_onnx_file_that_cannot_be_run_is_told_before_it_is_asked_for(root: Path) -> None:
+    onnx_model(root / "loc/1", b"not a graph")
+    [entry] = [entry for entry in ModelFolder(root).entries("cpu") if entry["model_id"] == "loc:1"]
+    assert entry["problem"]
+    assert entry["actions"] == ["inference.predict", "predict.batch"]
