@@ -93,4 +93,4 @@ docs: $(READY)  ## generate the tables of the spec and the state diagram anew
 	$(BIN)/python -m scripts.doc_tables
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(SERVERS) .pytest_cache .mypy_cache .ruff_cache htmlcov .coverage build *.egg-info demo.png
+	rm -rf $(VENV) $(SERVERS) $(PEERS) .pytest_cache .mypy_cache .ruff_cache htmlcov .coverage build *.egg-info demo.png
