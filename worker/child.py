@@ -38,7 +38,6 @@ from worker.residency import Residency
 from worker.session import RefusedForGood, Session
 
 WRONG_USAGE, REFUSED = 2, 3  # exit codes
-SWITCH_INTERVAL_S = 0.0005  # the socket thread does not wait longer for a device thread that runs Python
 
 log = structlog.get_logger("worker.child")
 
@@ -47,7 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run until told to leave. Exit codes: worker.options."""
     options = parse(argv)
     keep_memory()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     threading.Thread(target=_die_with_parent, name="death pipe", daemon=True).start()
     _prepare_libraries()
