@@ -100,6 +100,10 @@ class Worker(Process):
         eventually(there, 5)
         return found[0]
 
+    def runners(self) -> list[psutil.Process]:
+        """The processes in which its ONNX models live."""
+        return [child for child in self.child.children() if "onnx.child" in " ".join(child.cmdline())]
+
     def kill_all(self) -> None:
         """Parent and child, as a machine that loses its power."""
         child = self.child

@@ -73,11 +73,6 @@ def x_of(*values: float) -> dict[str, Array]:
     return {"x": np.array([values], np.float32)}
 
 
-def runners(worker: Worker) -> list[psutil.Process]:
-    """The processes in which models live."""
-    return [child for child in worker.child.children() if "onnx.child" in " ".join(child.cmdline())]
-
-
 def test_every_answer_is_the_askers_own(server: Client, mlp: onnxruntime.InferenceSession) -> None:
     """64 in flight, each request's input its own, of one to four items; and batches fill up under load."""
     rng = np.random.default_rng(0)
@@ -238,7 +233,7 @@ def test_nan_passes_as_it_is(server: Client) -> None:
 
 def test_killing_a_models_process_harms_no_request(server: Client, worker: Worker) -> None:
     server.predict("slow", {"x": np.array([1], np.int64)})
-    before, pid = {process.pid for process in runners(worker)}, worker.child.pid
+    before, pid = {process.pid for process in worker.runners()}, worker.child.pid
     slow = {"x": np.array([600_000], np.int64)}
     data, blobs = attach_inputs({"model_id": "slow", "inputs": slow})
     jobs = [server.submit("inference.predict", data, attachments=blobs) for _ in range(3)]
@@ -246,7 +241,7 @@ def test_killing_a_models_process_harms_no_request(server: Client, worker: Worke
     found: list[psutil.Process] = []
 
     def computing() -> bool:
-        found.extend(process for process in runners(worker) if process.cpu_percent(0.05) > 20)
+        found.extend(process for process in worker.runners() if process.cpu_percent(0.05) > 20)
         return bool(found)
 
     eventually(computing, 10)
@@ -256,7 +251,7 @@ def test_killing_a_models_process_harms_no_request(server: Client, worker: Worke
         [answer] = prediction_of(job.result()).outputs["y"]
         assert answer == 600_000
     assert busy.pid in before
-    assert busy.pid not in {process.pid for process in runners(worker)}
+    assert busy.pid not in {process.pid for process in worker.runners()}
     assert worker.child.pid == pid
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from orchestrator.client import Client, Prediction
@@ -88,10 +87,6 @@ class Askers:
         return {float(answer.outputs["y"][0, 0]) / value for value, answer in self.answers if value}
 
 
-def runners(worker: Worker) -> list[psutil.Process]:
-    return [child for child in worker.child.children() if "onnx.child" in " ".join(child.cmdline())]
-
-
 def test_changed_files_take_over_without_a_lost_request(server: Client, worker: Worker, models: Path) -> None:
     with Askers(server, "plain") as askers:
         eventually(lambda: len(askers.answers) > 200, 20)
@@ -100,7 +95,7 @@ def test_changed_files_take_over_without_a_lost_request(server: Client, worker: 
     assert askers.errors == []
     assert askers.factors() == {1.0, 3.0}
     assert askers.factors_of_last() == {3.0}
-    eventually(lambda: len(runners(worker)) == 1)  # the old one left when nobody used it any more
+    eventually(lambda: len(worker.runners()) == 1)  # the old one left when nobody used it any more
 
 
 def test_a_new_model_that_fails_leaves_the_old_one_serving(server: Client, worker: Worker, models: Path) -> None:
@@ -147,9 +142,9 @@ def test_fifty_reloads_under_load(server: Client, worker: Worker, models: Path) 
     during = [latency for at, latency in askers.latencies if at >= begun]
     assert np.percentile(during, 99) <= 2 * np.percentile(before, 99)
     assert rss(worker) < memory + 32 * 2**20
-    eventually(lambda: len(runners(worker)) <= 2)
+    eventually(lambda: len(worker.runners()) <= 2)
 
 
 def rss(worker: Worker) -> int:
     """Bytes of the worker and of its models' processes."""
-    return sum(process.memory_info().rss for process in [worker.child, *runners(worker)])
+    return sum(process.memory_info().rss for process in [worker.child, *worker.runners()])

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -53,10 +52,6 @@ def server(worker: Worker, client: Client) -> Iterator[Client]:
     return client
 
 
-def runners(worker: Worker) -> list[psutil.Process]:
-    return [child for child in worker.child.children() if "onnx.child" in " ".join(child.cmdline())]
-
-
 def status(server: Client, model_id: str) -> tuple[bool, bool | None]:
     """Whether the worker has it loaded, and whether it is kept."""
     [worker] = [worker for worker in server.models.status() if worker.worker_id == "changing"]
@@ -71,7 +66,7 @@ def factor(server: Client, model_id: str) -> float:
 def test_what_is_to_be_kept_is_there_before_anybody_asks(server: Client, worker: Worker) -> None:
     eventually(lambda: status(server, "first") == (True, True), 20)
     assert status(server, "second") == (False, False)
-    assert len(runners(worker)) == 1
+    assert len(worker.runners()) == 1
 
 
 def test_a_signal_takes_up_files_and_settings(server: Client, worker: Worker, models: Path) -> None:
@@ -80,7 +75,7 @@ def test_a_signal_takes_up_files_and_settings(server: Client, worker: Worker, mo
     worker.signal(signal.SIGHUP)
     eventually(lambda: (status(server, "first"), status(server, "second")) == ((True, False), (True, True)), 20)
     assert factor(server, "first") == 5
-    assert len(runners(worker)) == 2
+    assert len(worker.runners()) == 2
     (models / "models.toml").write_text("[second]\nkept = true\n")  # no such setting
     worker.signal(signal.SIGHUP)
     eventually(lambda: "what is kept stays" in worker.log)
@@ -91,7 +86,7 @@ def test_a_signal_takes_up_files_and_settings(server: Client, worker: Worker, mo
 def test_models_come_and_go_beside_a_running_job(server: Client, worker: Worker, models: Path, house: House) -> None:
     job = server.submit("system.noop", {"echo": told(until=house.file("enough"))}, events=["state"])
     assert factor(server, "versioned") == 1
-    before = runners(worker)
+    before = worker.runners()
     put(models / ".staging/coming/2", 99)
     put(models / "versioned/2", 2)
     eventually(lambda: factor(server, "versioned") == 2, 10)
@@ -106,7 +101,7 @@ def test_models_come_and_go_beside_a_running_job(server: Client, worker: Worker,
         return False
 
     eventually(refused, 10)
-    eventually(lambda: len(runners(worker)) == len(before), 10)  # version 1 left, version 2 came
+    eventually(lambda: len(worker.runners()) == len(before), 10)  # version 1 left, version 2 came
     assert not any("coming" in entry["model_id"] for entry in server.models.list().models)
     assert factor(server, "first") == 5
     assert server.jobs.get(job.job_id).status == "processing"  # all the while
@@ -161,9 +156,9 @@ def test_reload_under_a_hundred_askers_drops_none(server: Client, worker: Worker
 
 def test_unloading_frees_the_process(server: Client, worker: Worker) -> None:
     factor(server, "first")
-    before = len(runners(worker))
+    before = len(worker.runners())
     assert server.run("model.unload", {"model_id": "first"}).data["was_loaded"]
-    eventually(lambda: len(runners(worker)) == before - 1)
+    eventually(lambda: len(worker.runners()) == before - 1)
     eventually(lambda: status(server, "first") == (False, False))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from instructors import registry
 from instructors.models import ModelFolder
 from instructors.results_cache import ResultsCache
@@ -96,3 +98,9 @@ class Shop:
             close = getattr(entry.value, "close", None)
             if close is not None:
                 close()
+
+
+def runners() -> list[psutil.Process]:
+    """The processes in which the ONNX models of this process live."""
+    children = psutil.Process().children()
+    return [child for child in children if child.status() != "zombie" and "onnx.child" in " ".join(child.cmdline())]

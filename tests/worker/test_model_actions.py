@@ -13,7 +13,7 @@ import pytest
 from protocol.errors import Cancelled, InvalidRequest, ModelInvalid, ModelNotFound, OutOfMemory
 from protocol.schemas import ACTIONS
 from tests.instructors import onnx_models, tiny
-from tests.worker.shop import Shop
+from tests.worker.shop import Shop, runners
 from worker.engine import engine
 
 ROOT = Path(__file__).parents[2]
@@ -59,11 +59,6 @@ def checked(action: str, answer: dict[str, Any]) -> dict[str, Any]:
     """As the action's schema knows it: what is not in it is not told."""
     assert answer.keys() <= ACTIONS[action].result.model_fields.keys()
     return ACTIONS[action].result.model_validate(answer).model_dump()
-
-
-def runners() -> list[psutil.Process]:
-    children = psutil.Process().children()
-    return [child for child in children if child.status() != "zombie" and "onnx.child" in " ".join(child.cmdline())]
 
 
 def gone(processes: list[psutil.Process]) -> bool:

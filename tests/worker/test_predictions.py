@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from onnx import helper
 from PIL import Image
@@ -20,7 +19,7 @@ from instructors.models import Model, ModelFolder
 from instructors.pipelines.onnx import loading, runner, serving
 from protocol.errors import AtelierError, InvalidRequest, ModelInvalid, OutOfMemory, PayloadTooLarge, TimeoutRun
 from tests.instructors import onnx_models
-from tests.worker.shop import Shop
+from tests.worker.shop import Shop, runners
 from worker.engine import engine
 from worker.jobs import Job
 
@@ -142,11 +141,6 @@ def test_a_long_request_does_not_blow_up_the_others(
         assert isinstance(answer, dict)
         assert answer["outputs"][0]["shape"] == list(x.shape)
     assert answers[0]["batch_size"] == 1  # type: ignore[index]
-
-
-def runners() -> list[psutil.Process]:
-    children = psutil.Process().children()
-    return [child for child in children if child.status() != "zombie" and "onnx.child" in " ".join(child.cmdline())]
 
 
 def test_a_process_that_was_stopped_is_noticed(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
