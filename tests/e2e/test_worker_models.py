@@ -139,10 +139,10 @@ def test_reload_under_a_hundred_askers_drops_none(server: Client, worker: Worker
             put(models / f"versioned/{number + 1}", number + 1)
             put(models / "first", number)
             answer = server.run("model.reload", {"model_id": "first"}, timeout_s=20).data
-            assert (answer["reloaded"], answer["failed"]) == (["first"], [])
+            assert (answer["reloaded"] + answer["unchanged"], answer["failed"]) == (["first"], [])  # perhaps by itself
             assert factor(server, "first") == number  # from the answer on
             newest = str(number + 1)
-            eventually(lambda newest=newest: claims[-1][0] == newest)
+            eventually(lambda newest=newest: bool(claims) and claims[-1][0] == newest)
     finally:
         stop.set()
         for thread in threads:

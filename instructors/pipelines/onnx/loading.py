@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class _Current:
     seen: Seen
     look_at: float
     reloading: list[Ended] | None = None  # who waits for that
+    late: list[Ended] = field(default_factory=list)  # who asked since the files were looked at: it looks once more
 
     @property
     def key(self) -> str:
@@ -157,11 +158,14 @@ class Loader:
             return False
         waiting = [] if ended is None else [ended]
         if current.reloading is not None:
-            current.reloading += waiting
-            return True
-        current.reloading = waiting
-        threading.Thread(target=self._find_again, args=(model_id, current, place.lasting), daemon=True).start()
+            current.late += waiting
+        else:
+            self._look_again(model_id, current, waiting, place.lasting)
         return True
+
+    def _look_again(self, model_id: str | None, current: _Current, waiting: list[Ended], place: Place) -> None:
+        current.reloading = waiting
+        threading.Thread(target=self._find_again, args=(model_id, current, place), daemon=True).start()
 
     def _find_again(self, model_id: str | None, current: _Current, place: Place) -> None:
         """On a thread of its own: find what is there now."""
@@ -208,6 +212,15 @@ class Loader:
             current.seen, current.look_at = (), time.monotonic() + AGAIN_S
         for ended in waiting:
             ended(current.model.model_id, changed, problem)
+        if current.late:
+            late: list[Ended] = [partial(_told_once, ended, changed) for ended in current.late]
+            current.late = []
+            self._look_again(model_id, current, late, place)
+
+
+def _told_once(ended: Ended, before: bool, model_id: str, changed: bool, problem: Problem) -> None:
+    """To who came between two looks: whether either of them found other files."""
+    ended(model_id, before or changed, problem)
 
 
 def key_of(model: Model) -> str:
